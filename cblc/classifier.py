@@ -32,7 +32,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.callback.schedule import *
 from .bundle import read_bundle, shipped, write_bundle
 from .data import DISCLAIMER, VOCABULARY, BadImage, Vocabulary, read_image
-from .engine import batches, cores, open_engine, progress, run_batches
+from .engine import compact_onnx, batches, cores, open_engine, progress, run_batches
 
 # %% ../nbs/03_classifier.ipynb #c007
 ARTEFACT = 'artefact' # a detection that is no cell
@@ -145,7 +145,7 @@ class FitSettings:
     weight_decay: float = .01
     clip: float = 5.                # largest norm of the gradient
     reset_head: bool = False        # a fresh last layer for the second stage, as in P1
-    pretrained: object = 'auto'     # weights of timm's hub: True, False, or 'auto' (try, and say what was got)
+    pretrained: object = 'auto'     # weights of timm's hub: True, False, or 'auto' (try, and say what was got); or 'shipped', those of the bundle that comes with cblc
     valid_fraction: float = .15     # of the patients, where no validation cells are given
     seed: int = 0
     threads: int = None             # None: as PyTorch has them
@@ -164,7 +164,7 @@ class FitSettings:
             if not getattr(self, k) >= low: raise ValueError(f'{k}={getattr(self, k)}: give {low} or more')
         for k in ('valid_fraction', 'smoothing'):
             if not 0 <= getattr(self, k) < 1: raise ValueError(f'{k}={getattr(self, k)}: give a share, 0 or more and below 1')
-        if self.pretrained not in (True, False, 'auto'): raise ValueError(f"pretrained={self.pretrained!r}: give True, False or 'auto'")
+        if self.pretrained not in (True, False, 'auto', 'shipped'): raise ValueError(f"pretrained={self.pretrained!r}: give True, False, 'auto' or 'shipped'")
 
 # %% ../nbs/03_classifier.ipynb #c023
 def fit_settings(**kw)->FitSettings: # ValueError names an unknown setting, and the one that was probably meant
@@ -268,11 +268,21 @@ def _hub_answers(seconds=4): # does the model hub answer? Asked in a thread, sin
     t = threading.Thread(target=ask, daemon=True); t.start(); t.join(seconds + 1)
     return bool(found)
 
+def _from_bundle(model, bundle): # a timm model's weights from a bundle of the same arch, all but the last layer
+    b = read_bundle(bundle, 'classifier'); arch = b.meta['settings']['fit']['arch']
+    own, head = model.state_dict(), {f'{n}.{k}' for n, m in model.named_modules() if m is model.get_classifier() for k in m.state_dict()}
+    w = {k[5:]: torch.from_numpy(v.astype(np.float32)) for k, v in b.weights().items() if k.startswith('body.')}
+    if {k for k in own if own[k].is_floating_point()} - set(w) - head or any(own[k].shape != w[k].shape for k in w if k not in head):
+        raise ValueError(f"the bundle {b.id} holds {arch} and fits no other network; give arch={arch!r}, or pretrained=False")
+    model.load_state_dict({k: v for k, v in w.items() if k not in head}, strict=False)
+    return model, f'the weights of the bundle {b.id}', (np.array(b.meta['input']['mean']), np.array(b.meta['input']['std']))
+
 def make_body(arch, n, pretrained='auto', size=64)->tuple: # a timm model with n outputs, the weights it starts from in words, and their mean and std (or None)
     "Make a timm model, from the hub's weights where wanted and possible"
     import timm
     if arch not in timm.list_models(): raise ValueError(f'arch {arch!r}: timm has no such model; {_meant(arch, timm.list_models())}')
     kw = dict(img_size=size) if getattr(timm.get_pretrained_cfg(arch, allow_unregistered=True), 'fixed_input_size', False) else {}
+    if pretrained == 'shipped': return _from_bundle(timm.create_model(arch, num_classes=n, **kw), shipped('classifier'))
     why = 'as asked'
     if pretrained:
         try:
@@ -548,17 +558,6 @@ def plot_confusion(truth, pred, # n names each
     return ax
 
 # %% ../nbs/03_classifier.ipynb #c065
-def _halve(model): # keep an ONNX graph's large tensors in 16 bits, with a cast each: engines undo it once, at loading
-    from onnx import TensorProto, helper, numpy_helper
-    g, casts = model.graph, []
-    for t in g.initializer:
-        if t.data_type != TensorProto.FLOAT or math.prod(t.dims) < 512: continue
-        name = t.name; t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t).astype(np.float16), name+'_h'))
-        casts.append(helper.make_node('Cast', [name+'_h'], [name], name=name+'_cast', to=TensorProto.FLOAT))
-    nodes = casts + list(g.node)
-    del g.node[:]; g.node.extend(nodes)
-    return model
-
 def _strip(model): # no traces of the exporting machine: file paths, stack traces
     g = model.graph
     for x in (model, g, *g.node, *g.value_info, *g.input, *g.output, *g.initializer):
@@ -575,7 +574,7 @@ def export_onnx(net, # a `CellNet`
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporter's notes on its own future
         torch.onnx.export(net, (torch.zeros(2, 3, size, size),), f, input_names=['x'], output_names=['logits'], dynamic_axes=dict(x={0:'n'}, logits={0:'n'}), dynamo=False, opset_version=17)
-    return _halve(_strip(onnx.load_from_string(f.getvalue()))).SerializeToString(deterministic=True)
+    return compact_onnx(_strip(onnx.load_from_string(f.getvalue())).SerializeToString())
 
 # %% ../nbs/03_classifier.ipynb #c066
 def _round_half(net): # round the large tensors to what 16 bits can hold, in place

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, shapely
 from shapely.affinity import scale as _scale, translate as _translate
 from .data import read_image, BadImage, polygon_to_mask
 from .bundle import read_bundle, write_bundle, shipped
-from .engine import open_engine, progress
+from .engine import compact_onnx, open_engine, progress
 
 # %% ../nbs/01_segmentation.ipynb #c005
 def _yolo_line(polygon, w, h):
@@ -155,12 +155,12 @@ def export_segmenter(
     weights = {k: v.detach().numpy().astype(np.float16 if v.is_floating_point() else v.numpy().dtype) for k, v in net.state_dict().items()}
     net.load_state_dict({k: torch.from_numpy(v.astype(np.float32) if v.dtype == np.float16 else v) for k, v in weights.items()})
     with tempfile.TemporaryDirectory() as d:
-        onnx = Path(d)/'model.onnx'; _export_onnx(net, settings.imgsz, onnx)
+        onnx = Path(d)/'model.onnx'; _export_onnx(net, settings.imgsz, onnx); small = compact_onnx(onnx.read_bytes())
         meta = dict(kind='segmenter', name=f'{settings.arch}, one class', classes=['nucleated cell'], licence='AGPL-3.0',
                     input=dict(size=settings.imgsz, channels='RGB', scale=1/255, mean=[0, 0, 0], std=[1, 1, 1]),
                     settings=dict(train=asdict(settings)), trained_on=trained_on, trained_how=command, metrics=metrics or {},
                     warnings=['Trained on synthetic and public images, never on a hospital\'s own: look at the contours before you trust a count.'])
-        return write_bundle(out, meta, weights, {'model.onnx': onnx})
+        return write_bundle(out, meta, weights, {'model.onnx': small})
 
 def _export_onnx(net, size, path):
     "Trace the network to ONNX with free batch, height and width."
@@ -182,7 +182,7 @@ def load_network(
     model.model.load_state_dict({k: torch.from_numpy(v.astype(np.float32) if v.dtype == np.float16 else v) for k, v in b.weights().items()})
     return model
 
-# %% ../nbs/01_segmentation.ipynb #c016
+# %% ../nbs/01_segmentation.ipynb #c020
 @dataclass(frozen=True)
 class SegmentSettings:
     "How cells are found; confidence and NMS as in P1."
@@ -224,7 +224,7 @@ def _contour(coef, protos, box):
     polys = [p for q in polys for p in getattr(q, 'geoms', [q]) if p.geom_type == 'Polygon']
     return max(polys, key=lambda g: g.area).simplify(.25) if polys else None
 
-# %% ../nbs/01_segmentation.ipynb #c020
+# %% ../nbs/01_segmentation.ipynb #c024
 def tile_starts(
     length:int,    # px of the picture along one side
     tile:int,      # px
@@ -261,7 +261,7 @@ def merge_finds(
 
 def _outer(g): return shapely.Polygon(max(getattr(g, 'geoms', [g]), key=lambda p: p.area).exterior)
 
-# %% ../nbs/01_segmentation.ipynb #c023
+# %% ../nbs/01_segmentation.ipynb #c027
 class Segmenter:
     "Find nucleated cells in a picture of any size."
     def __init__(self, bundle, settings:SegmentSettings=SegmentSettings(), backend='auto', threads=None):
@@ -303,7 +303,7 @@ class Segmenter:
         s = scale or self.scale(image, um_per_px)
         return self._at_scale(image, s) if np.isfinite(s) else pd.DataFrame(dict(polygon=pd.Series([], dtype=object), score=[]))
 
-# %% ../nbs/01_segmentation.ipynb #c024
+# %% ../nbs/01_segmentation.ipynb #c028
 def _check_rgb(image):
     if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
         raise ValueError(f'image is {getattr(image, "dtype", type(image).__name__)} {getattr(image, "shape", "")}, not H x W x 3 uint8; open files with cblc.data.read_image')
@@ -320,7 +320,7 @@ def _looks(image, side=2048, n=6):
     at = [(y, x) for y in tile_starts(h, side, 0) for x in tile_starts(w, side, 0)]
     return [image[y:y+side, x:x+side] for y, x in (at[i] for i in np.linspace(0, len(at)-1, min(n, len(at))).astype(int))]
 
-# %% ../nbs/01_segmentation.ipynb #c027
+# %% ../nbs/01_segmentation.ipynb #c031
 def plot_contours(
     image:np.ndarray,       # H x W x 3
     polygons,               # shapely polygons, px
@@ -335,7 +335,7 @@ def plot_contours(
     ax.add_collection(LineCollection([np.asarray(g.exterior.coords) for g in polygons], colors=color, linewidths=lw, **kw))
     return ax
 
-# %% ../nbs/01_segmentation.ipynb #c033
+# %% ../nbs/01_segmentation.ipynb #c037
 def shared_scale(
     images:list,           # arrays of one microscope
     segmenter:Segmenter,
@@ -379,7 +379,7 @@ def segment_images(
     keys = ['cell_id', 'image_id', 'patient_id', 'center', 'polygon', 'score']
     return (pd.concat(tables, ignore_index=True)[keys] if tables else pd.DataFrame(columns=keys)), problems
 
-# %% ../nbs/01_segmentation.ipynb #c036
+# %% ../nbs/01_segmentation.ipynb #c040
 SLIDE_SUFFIXES = ('.svs', '.ndpi', '.mrxs', '.scn', '.vms', '.vmu', '.bif', '.svslide', '.dcm')
 
 def _overview_density(thumb):
@@ -395,17 +395,20 @@ def slide_fields(
 )->tuple:                 # (images table: image_id, path; um_per_px or None)
     "Cut the fields richest in nuclei out of a slide."
     import openslide
+    try:
+        with openslide.OpenSlide(str(path)) as slide: return _cut_fields(slide, Path(path), Path(out), size, n)
+    except (openslide.OpenSlideError, OSError) as e:
+        raise BadImage(path, f'not a readable slide ({type(e).__name__})', 'export fields as PNG or TIFF from the scanner software') from e
+
+def _cut_fields(slide, path, out, size, n):
+    "Rank the squares of a slide by how much of them stains blue-violet, and write the first n."
     from PIL import Image
-    try: slide = openslide.OpenSlide(str(path))
-    except (openslide.OpenSlideError, OSError) as e: raise BadImage(f'{path}: not a readable slide ({type(e).__name__}); export fields as PNG or TIFF from the scanner software') from e
-    with slide:
-        (w, h), mpp = slide.dimensions, slide.properties.get(openslide.PROPERTY_NAME_MPP_X)
-        thumb = np.asarray(slide.get_thumbnail((2048, 2048)).convert('RGB')); f = w/thumb.shape[1]
-        rich = _overview_density(thumb)
-        at = [(rich[int(y/f):int((y+size)/f)+1, int(x/f):int((x+size)/f)+1].mean(), x, y) for y in tile_starts(h, size, 0) for x in tile_starts(w, size, 0)]
-        rows = []; Path(out).mkdir(parents=True, exist_ok=True)
-        for _, x, y in sorted(at, reverse=True)[:n]:
-            p = Path(out)/f'{Path(path).stem}_x{x}_y{y}.png'
-            Image.fromarray(np.asarray(slide.read_region((x, y), 0, (min(size, w-x), min(size, h-y))).convert('RGB'))).save(p)
-            rows.append(dict(image_id=p.stem, path=p))
-    return pd.DataFrame(rows), float(mpp) if mpp else None
+    w, h = slide.dimensions; um = float(slide.properties.get('openslide.mpp-x') or 'nan')
+    thumb = np.asarray(slide.get_thumbnail((2048, 2048)).convert('RGB')); f = w/thumb.shape[1]; rich = _overview_density(thumb)
+    at = [(rich[int(y/f):int((y+size)/f)+1, int(x/f):int((x+size)/f)+1].mean(), x, y) for y in tile_starts(h, size, 0) for x in tile_starts(w, size, 0)]
+    out.mkdir(parents=True, exist_ok=True); rows = []
+    for _, x, y in sorted(at, reverse=True)[:n]:
+        p = out/f'{path.stem}_x{x}_y{y}.png'
+        Image.fromarray(np.asarray(slide.read_region((x, y), 0, (min(size, w-x), min(size, h-y))).convert('RGB'))).save(p)
+        rows.append(dict(image_id=p.stem, path=p))
+    return pd.DataFrame(rows), um if .02 < um < 5 else None      # a scanner's slip, such as 353 um a pixel, is no scale
