@@ -55,9 +55,8 @@ def real_cell(row, crop):
 
 def lmu_rows(root):
     "AML-LMU cells lie in the middle of their picture; the box is found by the segmenter."
-    from cblc.data import image_paths
     seg, rows = Segmenter.load(), []
-    for p in image_paths(Path(root)/'aml_lmu'):
+    for p in sorted((Path(root)/'aml_lmu').rglob('*.tiff')):
         code = LMU.get(p.stem.split('___')[-1].split('_')[0])
         if code is None: continue
         image = read_image(p); found = seg.predict(image); mid = np.array(image.shape[1::-1])/2
@@ -100,7 +99,7 @@ if __name__ == '__main__':
     print(f'{len(one[1])} synthetic cells by true contours, {len(two[1])} by the segmenter ({two[1].count("artefact")} artefacts)', flush=True)
     tr, va, te = (rp == k for k in ('train', 'valid', 'test')); who = lambda k: [f'picture {k} {i}' for i in range((rp == k).sum())]
     both = lambda s, k, m: (np.concatenate([s[0], rx[m]]), s[1] + list(ry[m]), s[2] + who(k))
-    settings = FitSettings(pretrained=False, size=a.size, epochs=1 if a.quick else a.epochs, epochs2=1 if a.quick else max(1, a.epochs//2), batch=64)
+    settings = FitSettings(pretrained=False, threads=a.workers, size=a.size, epochs=1 if a.quick else a.epochs, epochs2=1 if a.quick else max(1, a.epochs//2), batch=64)
     clf = fit_classifier(*both(one, 'train', tr), settings=settings, second_stage=both(two, 'train', tr), valid=both(held, 'valid', va), out=Path(a.out).parent/'classifier_run')
     real = np.array([l != 'artefact' for l in test[1]])
     clf.metrics = {**clf.metrics, **judge(clf, test[0][real], [l for l in test[1] if l != 'artefact'], 'synthetic_test'), **judge(clf, rx[te], list(ry[te]), 'pbc_test')}
