@@ -188,6 +188,7 @@ class SegmentSettings:
     "How cells are found; confidence and NMS as in P1."
     conf:float=.25        # least detection score
     iou:float=.5          # box IoU above which the weaker of two detections goes
+    share:float=.6        # mask overlap over the smaller area, above which the weaker goes
     tile:int=640          # px of the network, largest side run in one piece
     overlap:int=160       # px of the network, shared by neighbouring tiles: wider than a cell
     diameter:float=80     # px of the network, the typical cell is brought to
@@ -206,23 +207,41 @@ def decode(
     box, score, coef = out[:4, keep].T, out[4, keep], out[5:, keep].T
     corners = np.c_[box[:, :2] - box[:, 2:]/2, box[:, 2:]]
     best = np.asarray(cv2.dnn.NMSBoxes(corners.tolist(), score.tolist(), settings.conf, settings.iou)).ravel()
-    found = [(_contour(coef[i], protos, corners[i]), score[i]) for i in best]
+    logits = _one_cell_a_pixel(_box_logits(coef[best], protos, corners[best]), settings.share)
+    found = [(_contour(l), s) for l, s in zip(logits, score[best])]
     found = [(g, s) for g, s in found if g is not None and equivalent_diameter([g])[0] >= settings.min_diameter]
     return [g for g, _ in found], np.array([s for _, s in found])
 
-def _contour(coef, protos, box):
-    "Follow one mask's outline inside its box, or None where the mask is empty."
+def _box_logits(coef, protos, corners):
+    "Weigh the prototypes for each find; outside its box a find has nothing."
+    logits = np.tensordot(coef, protos, 1); H, W = protos.shape[1:]; y, x = np.arange(H)[:, None], np.arange(W)
+    lo, hi = np.floor(corners[:, :2]/4) - 1, np.ceil((corners[:, :2] + corners[:, 2:])/4) + 1
+    for l, (x0, y0), (x1, y1) in zip(logits, lo, hi): l[(x < x0) | (x > x1) | (y < y0) | (y > y1)] = -1.
+    return logits
+
+def _one_cell_a_pixel(logits, share):
+    "Drop finds that lie on a better one, and give ground claimed twice to the find that claims it more."
+    area, kept = (logits > 0).sum((1, 2)), []
+    for i, l in enumerate(logits):
+        if area[i] and not any(((l > 0) & (logits[j] > 0)).sum() > share*min(area[i], area[j]) for j in kept): kept.append(i)
+    claims = np.clip(logits[kept], 0, None); out = np.full_like(logits, -1.)
+    if not kept: return out
+    first = claims.max(0); second = np.partition(claims, -2, axis=0)[-2] if len(kept) > 1 else np.zeros_like(first)
+    for i, l in zip(kept, claims): out[i] = logits[i] - np.where(l == first, second, first)
+    return out
+
+def _outer(g): return shapely.Polygon(max(getattr(g, 'geoms', [g]), key=lambda p: p.area).exterior)
+
+def _contour(logit):
+    "Follow the outline of one find, or None where it is empty."
     from skimage.measure import find_contours
-    H, W = protos.shape[1:]
-    x0, y0 = np.maximum(np.floor(box[:2]/4).astype(int) - 1, 0)
-    x1, y1 = np.minimum(np.ceil((box[:2] + box[2:])/4).astype(int) + 2, (W, H))
-    if x1 - x0 < 2 or y1 - y0 < 2: return None
-    logit = np.pad(np.tensordot(coef, protos[:, y0:y1, x0:x1], 1), 1, constant_values=-1.)
-    rings = [r for r in find_contours(logit, 0.) if len(r) > 3]
-    if not rings: return None
+    if not (logit > 0).any(): return None
+    ys, xs = np.nonzero(logit > 0); y0, x0 = max(ys.min()-1, 0), max(xs.min()-1, 0)
+    window = np.pad(logit[y0:ys.max()+2, x0:xs.max()+2], 1, constant_values=-1.)
+    rings = [r for r in find_contours(window, 0.) if len(r) > 3]
     polys = [shapely.make_valid(shapely.Polygon(4*(r[:, ::-1] - 1 + (x0, y0) + .5))) for r in rings]
     polys = [p for q in polys for p in getattr(q, 'geoms', [q]) if p.geom_type == 'Polygon']
-    return max(polys, key=lambda g: g.area).simplify(.25) if polys else None
+    return _outer(max(polys, key=lambda g: g.area)).simplify(.25) if polys else None
 
 # %% ../nbs/01_segmentation.ipynb #c024
 def tile_starts(
@@ -258,8 +277,6 @@ def merge_finds(
         if joins: kept[max(joins, key=common.get)] = _outer(shapely.union_all([g, *[kept[j] for j in joins]])); [kept.pop(j) for j in joins if j != max(joins, key=common.get)]
         elif not common or max(common.values()) <= share: kept[i] = g
     return list(kept.values()), np.array([scores[i] for i in kept])
-
-def _outer(g): return shapely.Polygon(max(getattr(g, 'geoms', [g]), key=lambda p: p.area).exterior)
 
 # %% ../nbs/01_segmentation.ipynb #c027
 class Segmenter:
@@ -330,7 +347,7 @@ def plot_contours(
     "Draw contours over an image."
     import matplotlib.pyplot as plt
     from matplotlib.collections import LineCollection
-    ax = ax or plt.subplots(figsize=(5, 5))[1]
+    ax = ax or plt.subplots(figsize=(3.6, 3.6))[1]
     ax.imshow(image); ax.set_axis_off()
     ax.add_collection(LineCollection([np.asarray(g.exterior.coords) for g in polygons], colors=color, linewidths=lw, **kw))
     return ax
