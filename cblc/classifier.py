@@ -581,6 +581,8 @@ def _round_half(net): # round the large tensors to what 16 bits can hold, in pla
     for p in net.parameters():
         if p.numel() >= 512: p.data = p.data.half().float()
 
+def _for_readers(note): return 'by image' in note or not note.startswith(('stage ', 'validation: ')) # what a user of the bundle should mind; the rest is for its makers
+
 def save_classifier(clf:Classifier, folder, trained_on:str, # on which pictures, from where, under which licence
                     trained_how='cblc.classifier.fit_classifier', name='classifier', warnings=(), licence=None, created=None, weights=True, # weights: with safetensors, too
                     crop:dict=None, # how crops are cut (`CropSettings` as a dict), for whoever uses the bundle
@@ -590,8 +592,8 @@ def save_classifier(clf:Classifier, folder, trained_on:str, # on which pictures,
     _round_half(clf.net); L, n = clf.leaves, clf.net
     meta = dict(kind='classifier', name=name, classes=list(L.names), temperature=clf.temperature, thresholds=dict(cblc=clf.threshold),
         input=dict(size=clf.size, channels='RGB', scale='0-255', mean=n.mean.flatten().tolist(), std=n.std.flatten().tolist(), crop=crop),
-        settings=dict(leaves=dict(categories=L.categories, member=L.member, cblc=L.cblc), fit=asdict(clf.settings) | dict(threads=None), start=clf.start),
-        trained_on=trained_on, trained_how=trained_how, metrics=clf.metrics, warnings=[*warnings, *clf.notes])
+        settings=dict(leaves=dict(categories=L.categories, member=L.member, cblc=L.cblc), fit=asdict(clf.settings) | dict(threads=None), start=clf.start, notes=list(clf.notes)),
+        trained_on=trained_on, trained_how=trained_how, metrics=clf.metrics, warnings=[*warnings, *filter(_for_readers, clf.notes)])
     meta |= {k: v for k, v in dict(licence=licence, created=created).items() if v}
     half = {k for k, p in n.named_parameters() if p.numel() >= 512}
     arrays = {k: v.numpy().astype(np.float16 if k in half else np.float32) for k, v in n.state_dict().items() if v.is_floating_point()}

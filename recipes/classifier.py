@@ -90,7 +90,7 @@ def judge(clf, crops, labels, what):
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--out', required=True); ap.add_argument('--quick', action='store_true'); ap.add_argument('--workers', type=int, default=os.cpu_count())
-    ap.add_argument('--size', type=int, default=64); ap.add_argument('--epochs', type=int, default=8); ap.add_argument('--fields', type=int, default=900)
+    ap.add_argument('--size', type=int, default=64); ap.add_argument('--epochs', type=int, default=6); ap.add_argument('--fields', type=int, default=240)
     a = ap.parse_args(); crop = CropSettings(size=a.size, fill=GROUND); n = 20 if a.quick else a.fields
     with ProcessPoolExecutor(a.workers) as pool:
         rx, ry, rp = real_cells(pool, crop, 300 if a.quick else None); print(len(rx), 'real cells', pd.Series(rp).value_counts().to_dict(), flush=True)
