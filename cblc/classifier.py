@@ -454,10 +454,16 @@ def _hold_out(stages, valid, settings, notes): # takes the validation cells out 
     return stages, valid
 
 # %% ../nbs/03_classifier.ipynb #c050
-def _seen(stages, leaves, notes): # shares of the leaves in training, with a word on those that are rare or missing
+def _known(leaves, s): # leaves that the start knows from its own training, with their rows of its last layer; None without such a start
+    if s.pretrained != 'shipped': return np.zeros(len(leaves.names), bool), None
+    b = read_bundle(shipped('classifier'), 'classifier'); at, w = {n: i for i, n in enumerate(b.meta['classes'])}, b.weights()
+    known = np.array([n in at and w['off'][at[n]] == 0 for n in leaves.names]); head = [k for k in w if k.startswith('body.') and len(w[k]) == len(at)]
+    return known, {k[5:]: (np.flatnonzero(known), w[k][[at[n] for n in np.array(leaves.names)[known]]]) for k in head}
+
+def _seen(stages, leaves, known, notes): # shares of the leaves in training, with a word on those that are rare or missing
     a = np.concatenate([s[1] for s in stages]); shares = leaf_shares(a); n = a.sum(0)
     if (shares > 0).sum() < 2: raise ValueError(f"training: only {', '.join(np.array(leaves.names)[shares > 0])} left to learn; give cells of at least two labels")
-    for words, k in (('was never seen in training and is given probability 0', n == 0), ('had one cell in training; what is said of it means little', n == 1)):
+    for words, k in (('was never seen in training and is given probability 0', (n == 0) & ~known), ('was not in this training; what is said of it rests on the weights it started from', (n == 0) & known), ('had one cell in training; what is said of it means little', n == 1)):
         if k.any(): notes.append(f"{', '.join(np.array(leaves.names)[k])}: {words}")
     return shares
 
@@ -483,11 +489,13 @@ def blank_head(net:CellNet)->CellNet: # the same net
     for p in net.body.get_classifier().parameters(): nn.init.zeros_(p)
     return net
 
-def _start_net(stages, leaves, shares, s): # the network before training: its colours' mean and spread are those of the crops, unless it comes with others
+def _start_net(stages, leaves, shares, rows, s): # the network before training: its colours' mean and spread are those of the crops, unless it comes with others
     body, start, norm = make_body(s.arch, len(leaves.names), s.pretrained, s.size)
     x = stages[0][0][:2000].reshape(-1, 3).astype(np.float32)
     mean, std = norm or (x.mean(0), x.std(0).clip(8))
-    return blank_head(CellNet(body, mean, std, shares)).to(memory_format=torch.channels_last), start
+    net = blank_head(CellNet(body, mean, std, shares))
+    for k, (at, w) in (rows or {}).items(): net.body.state_dict()[k][at] = torch.from_numpy(w.astype(np.float32))
+    return net.to(memory_format=torch.channels_last), start
 
 def _train(net, stages, valid, loss, s, out): # all stages; returns the curves and the notes on the best epochs
     rows, notes = [], []
@@ -514,16 +522,17 @@ def fit_classifier(crops, # n x S x S x 3 uint8 of the first stage (expert conto
     names = ['stage 1'] + ['stage 2']*(second_stage is not None) + ['validation']*(valid is not None)
     parts = [_stage_cells(*p, leaves, vocabulary, s.size, w, notes) for p, w in zip(parts, names)]
     stages, valid = _hold_out(parts[:-1], parts[-1], s, notes) if valid is not None else _hold_out(parts, None, s, notes)
-    shares = _seen(stages, leaves, notes); before = torch.get_num_threads()
+    known, rows = _known(leaves, s); shares = _seen(stages, leaves, known, notes); before = torch.get_num_threads()
     if centers is not None: notes.append(f"centers: {', '.join(sorted(set(map(str, centers))))}")
     if out: Path(out).mkdir(parents=True, exist_ok=True); (Path(out)/'curves.csv').unlink(missing_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(s.seed)
         if s.threads: torch.set_num_threads(s.threads)
         try:
-            net, start = _start_net(stages, leaves, shares, s)
+            net, start = _start_net(stages, leaves, shares, rows, s)
             curves, told = _train(net, stages, valid, LeafLoss(shares, s.tau, s.smoothing), s, out)
         finally: torch.set_num_threads(before)
+    net.off[torch.from_numpy(known)] = 0.     # shut while training, so that nothing pushed them down; open again
     clf = Classifier(leaves, s.size, open_engine(net), net=net, settings=s, notes=tuple(notes + told), curves=curves, start=start)
     z = clf.logits(valid[0], show=False)
     clf.temperature = fit_temperature(z, valid[1]); clf.metrics = _judge(clf, z, valid[1])
@@ -557,7 +566,7 @@ def plot_confusion(truth, pred, # n names each
     ax.set(xlabel='classifier', ylabel='expert'); ax.tick_params(length=0)
     return ax
 
-# %% ../nbs/03_classifier.ipynb #c065
+# %% ../nbs/03_classifier.ipynb #c066
 def _strip(model): # no traces of the exporting machine: file paths, stack traces
     g = model.graph
     for x in (model, g, *g.node, *g.value_info, *g.input, *g.output, *g.initializer):
@@ -576,7 +585,7 @@ def export_onnx(net, # a `CellNet`
         torch.onnx.export(net, (torch.zeros(2, 3, size, size),), f, input_names=['x'], output_names=['logits'], dynamic_axes=dict(x={0:'n'}, logits={0:'n'}), dynamo=False, opset_version=17)
     return compact_onnx(_strip(onnx.load_from_string(f.getvalue())).SerializeToString())
 
-# %% ../nbs/03_classifier.ipynb #c066
+# %% ../nbs/03_classifier.ipynb #c067
 def _round_half(net): # round the large tensors to what 16 bits can hold, in place
     for p in net.parameters():
         if p.numel() >= 512: p.data = p.data.half().float()
@@ -599,7 +608,7 @@ def save_classifier(clf:Classifier, folder, trained_on:str, # on which pictures,
     arrays = {k: v.numpy().astype(np.float16 if k in half else np.float32) for k, v in n.state_dict().items() if v.is_floating_point()}
     return write_bundle(folder, meta, arrays if weights else None, {'model.onnx': export_onnx(n, clf.size)})
 
-# %% ../nbs/03_classifier.ipynb #c067
+# %% ../nbs/03_classifier.ipynb #c068
 def load_classifier(bundle=None, # a bundle's folder; None: the one that came with the package
                     backend='auto', threads=None)->Classifier: # ValueError in one line where it isn't a classifier's bundle
     "Read a classifier from a bundle; PyTorch runs nothing of it"
@@ -612,7 +621,7 @@ def load_classifier(bundle=None, # a bundle's folder; None: the one that came wi
 Classifier.save = save_classifier
 Classifier.load = staticmethod(load_classifier)
 
-# %% ../nbs/03_classifier.ipynb #c071
+# %% ../nbs/03_classifier.ipynb #c072
 def _rows(csv_path, need): # the table as text, exactly as it stands
     csv_path = Path(csv_path)
     if not csv_path.is_file(): raise ValueError(f'{csv_path}: no such table; give a CSV with the columns path and label')
@@ -640,7 +649,7 @@ def _known_labels(labels, vocabulary): # are all of them the vocabulary's?
     known = set(vocabulary.codes) | set(vocabulary.categories) | {ARTEFACT}
     return all(set(l.split('|')) <= known for l in labels if l)
 
-# %% ../nbs/03_classifier.ipynb #c072
+# %% ../nbs/03_classifier.ipynb #c073
 def fit_csv(csv_path, # table of a crop cohort
             out, # folder of the bundle, made if need be
             settings=FitSettings(), vocabulary='auto', # None: labels are free names, whatever they look like
@@ -667,7 +676,7 @@ def fit_csv(csv_path, # table of a crop cohort
     on = trained_on or f'{len(use)} crops of the table {Path(csv_path).name}, with labels as given there'
     return clf.save(out, on, f'cblc fit {Path(csv_path).name} --recipe {settings.recipe} --arch {settings.arch} --epochs {settings.epochs} --size {settings.size} --seed {settings.seed}', warnings=unread)
 
-# %% ../nbs/03_classifier.ipynb #c073
+# %% ../nbs/03_classifier.ipynb #c074
 def predict_csv(csv_path, # table with a column `path`, relative to itself
                 bundle, # a classifier's bundle
                 out, # CSV to write: the input's columns, then `category` and `p_...`; beside it OUT.json on the model

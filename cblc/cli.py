@@ -17,6 +17,7 @@ def _demo(a):
 def _study(a):
     from cblc.study import StudySettings, run_study, show_table
     given = {k: v for k, v in dict(recipe=a.recipe, arch=a.arch, size=a.size, epochs=a.epochs, epochs2=a.epochs, seed=a.seed).items() if v is not None}
+    if a.arch: given |= dict(pretrained='auto', lr=2e-3)      # the research bundle's weights fit its own arch alone
     print('report:', run_study(a.cohort, a.out, StudySettings(**given), a.segmenter))
     show_table(Path(a.out)/'study_table.csv')
 

@@ -55,6 +55,7 @@ class StudySettings:
     pretrained:str='shipped'  # what the network starts from: the research bundle; or timm's 'auto', True, False
     epochs:int=6              # of the first stage
     epochs2:int=4             # of the second
+    lr:float=5e-4             # top of the one-cycle schedule: low, so that what the start knows of other laboratories is not unlearned
     seed:int=0
     n_boot:int=300            # bootstrap draws of an interval
     fractions:tuple=(.64, .18, .18)  # train, valid, internal: shares of the main centers' patients
@@ -101,7 +102,7 @@ def fit_study(
     assert_disjoint(pd.concat([expert.assign(split='train'), found[~part(found, 'train')].assign(split='held')]))
     one, _ = crops_of_cohort(cohort.images, expert, crop); two, shape = crops_of_cohort(cohort.images, found, crop)
     e, f = _train_labels(expert), _train_labels(found, artefacts=True)
-    fit = fit_settings(recipe=s.recipe, arch=s.arch, pretrained=s.pretrained, size=s.size, epochs=s.epochs, epochs2=s.epochs2, seed=s.seed)
+    fit = fit_settings(recipe=s.recipe, arch=s.arch, pretrained=s.pretrained, lr=s.lr, size=s.size, epochs=s.epochs, epochs2=s.epochs2, seed=s.seed)
     take = lambda *names: _labelled(f, two, f.label.notna() & part(f, *names))
     clf = fit_classifier(*_labelled(e, one, e.label.notna()), settings=fit, second_stage=take('train'), valid=take('valid'), out=Path(out).parent/'training')
     clf.save(out, trained_on, command, name=f'{s.recipe} on {cohort.name}', crop=asdict(crop))
