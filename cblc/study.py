@@ -55,7 +55,7 @@ class StudySettings:
     pretrained:str='shipped'  # what the network starts from: the research bundle; or timm's 'auto', True, False
     epochs:int=6              # of the first stage
     epochs2:int=4             # of the second
-    lr:float=5e-4             # top of the one-cycle schedule: low, so that what the start knows of other laboratories is not unlearned
+    lr:float=1e-3             # top of the one-cycle schedule: low, so that what the start knows of other laboratories is not unlearned
     seed:int=0
     n_boot:int=300            # bootstrap draws of an interval
     fractions:tuple=(.64, .18, .18)  # train, valid, internal: shares of the main centers' patients

@@ -137,7 +137,7 @@ def build_tiles(out, counts, workers, quick=False):
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--out', required=True); ap.add_argument('--work', default='segmenter_run'); ap.add_argument('--quick', action='store_true')
-    ap.add_argument('--epochs', type=int, default=12); ap.add_argument('--workers', type=int, default=os.cpu_count()); ap.add_argument('--device', default='cpu')
+    ap.add_argument('--epochs', type=int, default=9); ap.add_argument('--workers', type=int, default=os.cpu_count()); ap.add_argument('--device', default='cpu')
     a = ap.parse_args()
     counts = dict(synthetic=3600, bcisc=500, pbc=900, txl=500, collage=1500)
     if a.quick: counts, a.epochs = {k: 24 for k in counts}, 1
