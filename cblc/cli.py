@@ -49,11 +49,12 @@ def _convert(a):
     print(convert(a.src, a.to, a.out, images=a.images or None))
 
 def _fit(a):
-    from cblc.classifier import fit_csv, fit_settings
+    from cblc.classifier import fit_settings
+    from cblc.tables import fit_csv
     fit_csv(a.cells, a.out, fit_settings(recipe=a.recipe, arch=a.arch, epochs=a.epochs, size=a.size, seed=a.seed))
 
 def _predict(a):
-    from cblc.classifier import predict_csv
+    from cblc.tables import predict_csv
     predict_csv(a.cells, a.model, a.out)
 
 # %% ../nbs/08_cli.ipynb #c008

@@ -6,9 +6,9 @@
 __all__ = ['THRESHOLDS', 'BANDS', 'MYELOID', 'ERYTHROID', 'WHO_BLASTS', 'GENETICS_NOTE', 'CATEGORY_COLORS', 'METRICS',
            'BAND_COLORS', 'CountSettings', 'toy_cells', 'from_codes', 'countable', 'settle_artefacts', 'count_cells',
            'lineages', 'cblc_ratio', 'design_effect', 'cblc_interval', 'band', 'crossed', 'who_blast_ratio',
-           'non_erythroid_ratio', 'me_ratio', 'review', 'summarize_patient', 'patient_table', 'cell_scores',
-           'fit_baselines', 'score_cells', 'youden_threshold', 'fit_threshold', 'auc_interval', 'patient_scores',
-           'plot_bands', 'plot_ratio_truth', 'plot_calibration', 'plot_confusion']
+           'non_erythroid_ratio', 'me_ratio', 'review', 'summarize_patient', 'count_fields', 'patient_table',
+           'cell_scores', 'fit_baselines', 'score_cells', 'youden_threshold', 'fit_threshold', 'auc_interval',
+           'patient_scores', 'plot_bands', 'plot_ratio_truth', 'plot_calibration', 'plot_confusion']
 
 # %% ../nbs/04_patient.ipynb #c003
 import re
@@ -126,9 +126,11 @@ def lineages(vocabulary=VOCABULARY)->pd.Series:   # category -> lineage
 
 # %% ../nbs/04_patient.ipynb #c021
 def _exact(k, n, level=.95):
-    "Compute Clopper and Pearson's interval; `k` and `n` may be fractional, as Korn and Graubard need"
-    a = (1 - level)/2
-    return (0. if k <= 0 else float(stats.beta.ppf(a, k, n - k + 1))), (1. if k >= n else float(stats.beta.ppf(1 - a, k + 1, n - k)))
+    "Compute Clopper and Pearson's interval; `k` and `n` may be fractional, as Korn and Graubard need, and arrays"
+    a, k, n = (1 - level)/2, np.asarray(k, float), np.asarray(n, float)
+    low = np.where(k <= 0, 0., stats.beta.ppf(a, np.where(k <= 0, 1, k), n - k + 1))
+    high = np.where(k >= n, 1., stats.beta.ppf(1 - a, k + 1, np.where(k >= n, 1, n - k)))
+    return (float(low), float(high)) if low.ndim == 0 else (low, high)
 
 def _wilson(k, n, level=.95):
     z = stats.norm.ppf((1 + level)/2); mid = (k + z*z/2)/(n + z*z); half = z/(n + z*z)*np.sqrt(k*(n - k)/n + z*z/4)
@@ -154,15 +156,20 @@ def design_effect(cblc,                   # n, 0 or 1: is the cell CBLC
     "Measure how much less than independent cells a count is worth"
     y, n = np.asarray(cblc, float), len(cblc)
     j, names = pd.factorize(np.asarray(fields)); m = len(names)
-    r = y.mean(); shrunk = (y.sum() + .5)/(n + 1)            # keeps the binomial variance above 0 when no cell or every cell is CBLC
-    binomial = shrunk*(1 - shrunk)/n
-    deff = m/(m - 1)*((np.bincount(j, y) - r*np.bincount(j))**2).sum()/n**2/binomial if m > 1 else 1.
-    deff = max(deff, 1. if m >= settings.few_fields else settings.assumed_deff)
-    if m >= settings.few_fields: deff *= (_t(m - 1, settings.level)/_t(n - 1, settings.level))**2      # few fields, a shaky estimate
-    e = np.minimum(p, 1 - np.asarray(p)) if p is not None else np.zeros(n)
-    return max(1., float(deff + (e*(1 - e)).sum()/n**2/binomial)), m
+    between = ((np.bincount(j, y) - y.mean()*np.bincount(j))**2).sum()
+    return float(_deff(n, y.sum(), m, between, _doubt(np.asarray(p)).sum() if p is not None else 0., settings)), m
 
-def _t(df, level): return stats.t.ppf((1 + level)/2, df)
+def _doubt(p): return np.minimum(p, 1 - p)*np.maximum(p, 1 - p)         # variance of a cell's call, given its probability
+
+def _deff(n, k, m, between, doubt, settings):
+    "Compute design effects from `n` cells, `k` CBLC, `m` fields, the squares between fields and the summed doubt; arrays do too"
+    n, k, m, shrunk = *(np.asarray(x, float) for x in (n, k, m)), (np.asarray(k) + .5)/(np.asarray(n) + 1)
+    binomial = shrunk*(1 - shrunk)/np.maximum(n, 1)          # shrunk keeps it above 0 when no cell or every cell is CBLC
+    deff = np.where(m > 1, m/np.maximum(m - 1, 1)*between/np.maximum(n, 1)**2/binomial, 1.)
+    t = lambda df: stats.t.ppf((1 + settings.level)/2, np.maximum(df, 1))
+    shaky = (t(m - 1)/t(n - 1))**2                           # few fields, a shaky estimate
+    deff = np.where(m >= settings.few_fields, np.maximum(deff, 1)*shaky, np.maximum(deff, settings.assumed_deff))
+    return np.maximum(1., deff + doubt/np.maximum(n, 1)**2/binomial)
 
 # %% ../nbs/04_patient.ipynb #c026
 def cblc_interval(cells,                    # classified cells table of one patient: cblc, category, image_id, p_cblc where there is one
@@ -222,8 +229,10 @@ def _warnings(c, s, n_fields, settings):
     n, pct, out = len(c), lambda x: f'{100*x:.1f} %', []
     if n == 0: return ['no nucleated cell was counted, so there is no ratio']
     if n < settings.few_cells: out.append(f'only {n} cells were counted: 500 is the convention, {settings.few_cells} the least; take more fields')
-    if n_fields < settings.few_fields: out.append(f'only {n_fields} field{"s" * (n_fields > 1)}: clustering cannot be measured, so the interval assumes a design effect of at least {settings.assumed_deff}')
-    if x := crossed(s['cblc_interval']): out.append(f'the interval crosses {", ".join(f"{100*t:.0f} %" for t in x)}: this count cannot decide which side the patient is on')
+    if n_fields < settings.few_fields:
+        out.append(f'only {n_fields} field{"s" * (n_fields > 1)}: clustering cannot be measured, so the interval assumes a design effect of at least {settings.assumed_deff}')
+    if x := crossed(s['cblc_interval']):
+        out.append(f'the interval crosses {", ".join(f"{100*t:.0f} %" for t in x)}: this count cannot decide which side the patient is on')
     if 'p_cblc' in c and not s['cblc_interval'][0] <= (e := c.p_cblc.mean()) <= s['cblc_interval'][1]:
         out.append(f'the cell probabilities add up to {pct(e)}, outside the interval: the model is unsure of many cells or leans to one side')
     if 'who_blast' not in c and (j := int(((c.category == 'other') & c.cblc.astype(bool)).sum())):
@@ -253,26 +262,62 @@ def summarize_patient(cells,                     # classified cells table of one
     return {**s, 'warnings': [*warnings, *_warnings(c, s, n_fields, settings), *extra], 'note': GENETICS_NOTE, 'disclaimer': DISCLAIMER}
 
 # %% ../nbs/04_patient.ipynb #c046
+def _one_center(table):
+    "Refuse a patient who lies in two centers"
+    if 'center' not in table: return
+    two = table[['patient_id', 'center']].dropna().drop_duplicates(); bad = two[two.patient_id.duplicated(keep=False)]
+    if len(bad):
+        p = bad.patient_id.iloc[0]; where = ', '.join(sorted(map(str, bad.center[bad.patient_id == p])))
+        raise ValueError(f'patient {p} lies in two centers ({where}): a patient belongs to one; give two persons two ids, or name one center')
+
+def count_fields(cells,                       # classified cells table of any number of patients
+                 settings=CountSettings()
+                )->pd.DataFrame:              # one row a patient and field with a counted cell: patient_id, center, image_id, n, n_cblc, p (sum of p_cblc), doubt, who
+    "Count cells, CBLC and WHO blasts field by field"
+    _need(cells, ['patient_id'], 'counting by patient')
+    c = cells[countable(cells, settings)]; _one_center(c); y = c.cblc.to_numpy(bool).astype(float); p = c.p_cblc.to_numpy(float) if 'p_cblc' in c else y
+    i, ids = pd.factorize(c.patient_id); f, names = pd.factorize(c.image_id) if 'image_id' in c else (np.zeros(len(c), int), ['field'])
+    key, first, j = np.unique(i*max(len(names), 1) + f, return_index=True, return_inverse=True)
+    total = lambda w: np.bincount(j, w, len(key))
+    out = pd.DataFrame(dict(patient_id=np.asarray(ids)[key//max(len(names), 1)], image_id=np.asarray(names)[key % max(len(names), 1)], n=total(None).astype(int),
+                            n_cblc=total(y).astype(int), p=total(p), doubt=total(_doubt(p)), who=total(_is_who_blast(c, settings).to_numpy(float)).astype(int)))
+    if 'center' in c: out.insert(1, 'center', c.center.to_numpy()[first])
+    return out
+
+# %% ../nbs/04_patient.ipynb #c050
+def _by_patient(fields, ids):
+    "Sum fields up to patients in the order of `ids`; the squares between fields too"
+    g = fields.groupby('patient_id'); s = g[['n', 'n_cblc', 'doubt', 'who']].sum(); s['n_images'] = g.size()
+    r = (s.n_cblc/s.n).reindex(fields.patient_id).to_numpy(float)
+    s['between'] = pd.Series((fields.n_cblc.to_numpy() - r*fields.n.to_numpy())**2, index=fields.patient_id.to_numpy(), dtype=float).groupby(level=0).sum()
+    return s.reindex(ids).fillna(0)
+
 def patient_table(cells,                    # classified cells table of any number of patients
                   patients=None,            # patients table: patient_id, center, diagnosis, expert_blast_percent...; default: those in cells
                   expert=None,              # expert-labelled cells, for `expert_ratio`
                   settings=CountSettings()
                  )->pd.DataFrame:           # one row a patient
     "Summarize every patient in one row"
-    if patients is None: patients = cells[['patient_id', 'center']].drop_duplicates('patient_id')
-    groups, truth = dict(tuple(cells.groupby('patient_id', sort=False))), {}
-    if expert is not None:
-        e = from_codes(expert); e = e[countable(e, settings)]
-        truth = e.groupby('patient_id').cblc.agg(['mean', 'size']).to_dict('index')
-    rows = []
-    for r in patients.to_dict('records'):
-        s = summarize_patient(groups.get(r['patient_id'], cells[:0]), r['patient_id'], settings=settings); t = truth.get(r['patient_id'], {})
-        keep = {k: s[k] for k in ('n_images', 'n_cells', 'n_cblc', 'cblc_ratio', 'who_blast_ratio', 'band', 'n_review')}
-        rows.append({**r, **keep, 'cblc_low': s['cblc_interval'][0], 'cblc_high': s['cblc_interval'][1], 'crossed': len(s['crossed']),
-                     'expert_ratio': t.get('mean', np.nan), 'n_expert': t.get('size', 0)})
-    return pd.DataFrame(rows)
+    fields = count_fields(cells, settings)
+    patients = cells[['patient_id', 'center']].drop_duplicates() if patients is None else patients; _one_center(patients)
+    t, s = patients.reset_index(drop=True).copy(), _by_patient(fields, patients.patient_id.to_numpy()).reset_index(drop=True)
+    some, n = s.n > 0, s.n.where(s.n > 0)
+    t[['n_images', 'n_cells', 'n_cblc']] = s[['n_images', 'n', 'n_cblc']].astype(int)
+    t['cblc_ratio'], t['who_blast_ratio'] = s.n_cblc/n, s.who/n
+    t['band'] = np.where(some, np.array(BANDS, object)[np.searchsorted(THRESHOLDS, t.cblc_ratio.fillna(0), side='right')], 'no cells')
+    t['n_review'] = cells.patient_id[review(cells, settings)].value_counts().reindex(t.patient_id, fill_value=0).to_numpy()
+    deff = _deff(s.n, s.n_cblc, s.n_images, s.between, s.doubt, settings); low, high = _exact(s.n_cblc/deff, np.where(some, s.n, 1)/deff, settings.level)
+    t['cblc_low'], t['cblc_high'] = np.where(some, low, np.nan), np.where(some, high, np.nan)
+    t['crossed'] = sum(((t.cblc_low < x) & (x <= t.cblc_high)).astype(int) for x in THRESHOLDS)
+    return t.join(_expert_ratio(expert, t.patient_id, settings)) if len(t) else t.assign(expert_ratio=[], n_expert=[])
 
-# %% ../nbs/04_patient.ipynb #c050
+def _expert_ratio(expert, ids, settings):
+    "Give each patient's ratio by expert codes, NaN with a count of 0 where there are none"
+    if expert is None: return pd.DataFrame(dict(expert_ratio=np.nan, n_expert=0), index=range(len(ids)))
+    e = from_codes(expert); e = e[countable(e, settings)].groupby('patient_id').cblc.agg(['mean', 'size']).reindex(ids)
+    return pd.DataFrame(dict(expert_ratio=e['mean'].to_numpy(float), n_expert=e['size'].fillna(0).to_numpy(int)))
+
+# %% ../nbs/04_patient.ipynb #c054
 def _auc(u, t, w):
     "Compute the weighted AUC from ranks `u` of the score (ties share a rank)"
     pos, neg = np.bincount(u, w*t), np.bincount(u, w*(1 - t))
@@ -289,7 +334,7 @@ def _ece(b):
     "Compute the expected calibration error of bins `b`, ... x (n, sum of p, sum of truth) x bins"
     with np.errstate(divide='ignore', invalid='ignore'): return np.abs(b[..., 1, :] - b[..., 2, :]).sum(-1)/b[..., 0, :].sum(-1)
 
-# %% ../nbs/04_patient.ipynb #c051
+# %% ../nbs/04_patient.ipynb #c055
 METRICS = ('weighted_f1', 'sensitivity', 'specificity', 'balanced_accuracy', 'auc', 'ece')
 def cell_scores(truth,               # n, is the cell CBLC
                 p,                   # n, probability (0-1) or, with `probability=False`, any score that rises with CBLC
@@ -315,7 +360,7 @@ def cell_scores(truth,               # n, is the cell CBLC
         boot = score(k, np.array([_auc(u, t, w*x[j]) for x in k]))
     return _flat(out, boot, probability, level) | dict(n=len(t), n_pos=int(t.sum()), n_patients=int(m))
 
-# %% ../nbs/04_patient.ipynb #c052
+# %% ../nbs/04_patient.ipynb #c056
 def _per_patient(t, p, d, w, j, m, probability):
     "Sum confusion counts (m x 4) and calibration bins (m x 3 x 15) by patient"
     conf = np.stack([np.bincount(j, w*x, m) for x in (t*d, (1-t)*d, t*(1-d), (1-t)*(1-d))], -1)
@@ -332,10 +377,11 @@ def _flat(out, boot, probability, level):
         row.update({k: float(out[k]) if defined else np.nan, f'{k}_low': float(low) if defined else np.nan, f'{k}_high': float(high) if defined else np.nan})
     return row
 
-# %% ../nbs/04_patient.ipynb #c057
+# %% ../nbs/04_patient.ipynb #c061
 def _main_only(table, main_centers, what):
     foreign = sorted(set(table.center.astype(str)) - {str(c) for c in main_centers})
-    if foreign: raise ValueError(f'{what} would be fitted on {", ".join(foreign)}, not among the main centers {", ".join(map(str, main_centers))}: pass cells of the main cohort only')
+    if foreign:
+        raise ValueError(f'{what} would be fitted on {", ".join(foreign)}, not among the main centers {", ".join(map(str, main_centers))}: pass cells of the main cohort only')
     if not len(table): raise ValueError(f'{what}: nothing to fit on in the main centers; pass a cohort with a main center')
 
 def fit_baselines(cells,             # cells with `code` (expert) and `nc_ratio`, of the main cohort
@@ -354,7 +400,7 @@ def _scored(cells, vocabulary=VOCABULARY):
     _need(cells, ['code'], 'scoring'); c = cells[cells.code.notna()]
     return c[vocabulary.is_nucleated(c.code).to_numpy(bool)]
 
-# %% ../nbs/04_patient.ipynb #c058
+# %% ../nbs/04_patient.ipynb #c062
 def score_cells(cells,               # classified cells with the expert's `code` where matched
                 baselines=None,      # what `fit_baselines` froze; None: without them
                 n_boot=300, seed=0, vocabulary=VOCABULARY
@@ -369,7 +415,7 @@ def score_cells(cells,               # classified cells with the expert's `code`
             rows['nc_ratio'] = cell_scores(t, x, x >= baselines['nc_threshold'], probability=False, **kw)
     return pd.DataFrame(rows).T.rename_axis('method').astype({k: int for k in ('n', 'n_pos', 'n_patients')})
 
-# %% ../nbs/04_patient.ipynb #c062
+# %% ../nbs/04_patient.ipynb #c066
 def youden_threshold(truth, score)->float:  # positive is score >= threshold; NaN when one class is missing
     "Find the threshold with the largest sensitivity + specificity - 1 (Youden 1950), midway between neighbouring scores"
     t, s = np.asarray(truth, bool), np.asarray(score, float); t, s = t[~np.isnan(s)], s[~np.isnan(s)]
@@ -384,7 +430,7 @@ def fit_threshold(table,           # patient_table of the main cohort with `diag
     d = table[table.diagnosis.notna() & table.cblc_ratio.notna()]; _main_only(d, main_centers, 'the threshold')
     return dict(threshold=youden_threshold(d.diagnosis == 'AML', d.cblc_ratio), n_patients=len(d), n_aml=int((d.diagnosis == 'AML').sum()), centers=sorted(map(str, set(d.center))))
 
-# %% ../nbs/04_patient.ipynb #c064
+# %% ../nbs/04_patient.ipynb #c068
 def auc_interval(auc,       # 0-1
                  n_pos, n_neg, level=.95
                 )->tuple:   # low, high; NaN where a class is missing
@@ -421,7 +467,7 @@ def patient_scores(table,              # from `patient_table`
         out |= dict(zip((k, f'{k}_low', f'{k}_high'), cblc_ratio(int(hit[on].sum()), int(on.sum()), level) if hit is not None else (np.nan,)*3))
     return out
 
-# %% ../nbs/04_patient.ipynb #c068
+# %% ../nbs/04_patient.ipynb #c072
 BAND_COLORS = ('#e8f1e8', '#fbf3d5', '#fbe0c8', '#f6cfd0')
 def _axis(ax, figsize):
     import matplotlib.pyplot as plt
@@ -436,12 +482,14 @@ def plot_bands(table,       # patient_table
     dx = d.diagnosis.fillna('not given') if 'diagnosis' in d else pd.Series('patients', index=d.index)
     for (name, color, marker) in [('AML', '#b5105e', 'o'), ('other', '#1e63c4', 's'), ('none', '#4c8c2b', '^'), ('not given', '#555', 'D'), ('patients', '#333', 'o')]:
         g = d[dx == name]
-        if len(g): ax.errorbar(g.index, 100*g.cblc_ratio, 100*np.abs(g[['cblc_low', 'cblc_high']].sub(g.cblc_ratio, axis=0).T.to_numpy()), fmt=marker, ms=4, lw=1, color=color, label=f'{name} (n={len(g)})')
-    ax.set_yscale('symlog', linthresh=5, linscale=.6); ax.set(ylim=(0, 100), yticks=(0, 5, 10, 20, 50, 100), yticklabels=(0, 5, 10, 20, 50, 100), xticks=[], xlabel=f'{len(d)} patients, ordered by ratio', ylabel='CBLC ratio, %')
+        if len(g):
+            ax.errorbar(g.index, 100*g.cblc_ratio, 100*np.abs(g[['cblc_low', 'cblc_high']].sub(g.cblc_ratio, axis=0).T.to_numpy()), fmt=marker, ms=4, lw=1, color=color, label=f'{name} (n={len(g)})')
+    ax.set_yscale('symlog', linthresh=5, linscale=.6)
+    ax.set(ylim=(0, 100), yticks=(0, 5, 10, 20, 50, 100), yticklabels=(0, 5, 10, 20, 50, 100), xticks=[], xlabel=f'{len(d)} patients, ordered by ratio', ylabel='CBLC ratio, %')
     if len(d): ax.legend(frameon=False, fontsize=8, loc='upper left')
     return ax
 
-# %% ../nbs/04_patient.ipynb #c069
+# %% ../nbs/04_patient.ipynb #c073
 def plot_ratio_truth(table, against='true_cblc_ratio', ax=None):
     "Plot the model's ratio against the truth or the experts' ratio"
     d = table[table.cblc_ratio.notna() & table[against].notna()]; ax = _axis(ax, (3.4, 3.4)); hi = 100*max([.1, *d.cblc_high, *d[against]])
@@ -462,12 +510,13 @@ def plot_calibration(truth, p, ax=None, bins=10):
     ax.set(xlabel='stated probability of CBLC', ylabel='share that were CBLC', xlim=(-.03, 1.03), ylim=(-.03, 1.03), aspect='equal', title=f'ECE {cell_scores(t, p)["ece"]:.3f}, n={len(t)} cells')
     ax.title.set_fontsize(9); return ax
 
-# %% ../nbs/04_patient.ipynb #c070
+# %% ../nbs/04_patient.ipynb #c074
 def plot_confusion(truth, predicted, ax=None, order=None):
     "Plot the confusion of categories, each row summing to 100 %, with the count of each row"
     order = [c for c in (order or VOCABULARY.categories) if c in set(truth) | set(predicted)]; ax = _axis(ax, (.34*len(order) + 1.3,)*2)
     m = pd.crosstab(pd.Categorical(truth, order), pd.Categorical(predicted, order), dropna=False).reindex(index=order, columns=order, fill_value=0)
     pct = 100*m.div(m.sum(axis=1).replace(0, np.nan), axis=0).to_numpy(); ax.imshow(pct, cmap='Purples', vmin=0, vmax=100)
-    for i, j in zip(*np.nonzero(np.nan_to_num(pct) >= 1)): ax.text(j, i, f'{pct[i, j]:.0f}', ha='center', va='center', fontsize=7, color='white' if pct[i, j] > 55 else '#333')
+    for i, j in zip(*np.nonzero(np.nan_to_num(pct) >= 1)):
+        ax.text(j, i, f'{pct[i, j]:.0f}', ha='center', va='center', fontsize=7, color='white' if pct[i, j] > 55 else '#333')
     ax.set(xticks=range(len(order)), xticklabels=order, yticks=range(len(order)), yticklabels=[f'{c} ({int(n)})' for c, n in m.sum(axis=1).items()], xlabel='model', ylabel='expert (cells)')
     ax.tick_params(labelsize=8); ax.spines[:].set_visible(False); return ax

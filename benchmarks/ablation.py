@@ -1,0 +1,89 @@
+"""What each idea of the classifier is worth in hospitals that had no part in the training, on the synthetic study cohort.
+
+    python benchmarks/ablation.py [--rows 'plain;cblc, one look'] [--epochs 6] [--epochs2 6] [--seed 0] [--jobs N] [--work DIR] [--quick]
+
+258 drawn patients of six centers, two fields each; training in two stages on patients of Centers 1-3, temperature and best epoch on
+others of them, Centers 4, 5 and 6 external. All rows share cohort, detections, splits, epochs, size, learning rate, batch and
+random first weights, but for the rows that change just that. A row is one network (P1's five folds would multiply every row alike).
+CBLC or not, over detections matched with an expert's cell: weighted F1 and expected calibration error, 95 % intervals by bootstrap
+over patients. Drawn cells: the table ranks ideas, it does not foretell a hospital's figure.
+"""
+import argparse, json, multiprocessing, tempfile, time
+from dataclasses import replace
+from pathlib import Path
+import numpy as np, pandas as pd
+
+EXTERNAL = ('center4', 'center5', 'center6')
+
+def looks(size):
+    "Ways of cutting a crop: P1's window of one size in pixels on the field's own ground, and ours."
+    from cblc.crops import CropSettings, STANDARD
+    ours = replace(STANDARD, size=size)
+    return dict(p1=CropSettings(size=size, scale='fixed', window_px=160), ours=ours, unlit=replace(ours, white_balance=False))
+
+ROWS = {  # name: recipe, crops, settings that differ
+    'plain': ('plain', 'p1', {}),
+    'p1': ('p1', 'p1', {}),
+    "p1, cblc's crops": ('p1', 'ours', {}),
+    'cblc': ('cblc', 'ours', {}),
+    'cblc, not white-balanced': ('cblc', 'unlit', {}),
+    'cblc, no stain augmentation': ('cblc', 'ours', dict(stain=0.)),
+    'cblc, no zoom or spin': ('cblc', 'ours', dict(zoom=0., spin=False)),
+    'cblc, one look': ('cblc', 'ours', dict(tta=1)),
+    'cblc, cells as they come': ('cblc', 'ours', dict(balance=0.)),
+    'cblc, adapted to the center': ('cblc', 'ours', dict(adapt_bn=1.)),
+    'cblc, from the shipped weights': ('cblc', 'ours', dict(pretrained='shipped', lr=1e-3)),
+}
+
+def prepare(args, work):
+    "Draw the cohort, find and match its cells, cut every kind of crop once."
+    from cblc.cohort import make_cohort
+    from cblc.crops import crops_of_cohort
+    from cblc.matching import match_cells
+    from cblc.segmentation import Segmenter, segment_images
+    from cblc.data import split_patients
+    cohort = make_cohort(work/'cohort', n_patients=(8, 6, 6, 2, 2, 2) if args.quick else None, shape='study', fields_per_patient=2, seed=args.seed)
+    found, problems = segment_images(cohort.images, Segmenter.load(), cohort.um_per_px); assert not problems, problems
+    _, found = match_cells(cohort.cells, found); split = split_patients(cohort.patients[~cohort.patients.center.isin(EXTERNAL)], {'train': .8, 'valid': .2}, args.seed)
+    expert = cohort.cells[cohort.cells.patient_id.map(split) == 'train'].reset_index(drop=True)
+    crops = {k: [crops_of_cohort(cohort.images, t, s, progress=False)[0] for t in (expert, found)] for k, s in looks(args.size).items()}
+    return expert, found.assign(split=found.patient_id.map(split).fillna('external')), crops
+
+def one(job):
+    "Train a row and score it in each external center."
+    name, args = job
+    import torch
+    from cblc.classifier import fit_classifier
+    from cblc.data import VOCABULARY
+    from cblc.patient import cell_scores
+    from cblc.study import _labelled, _train_labels
+    from cblc.training import FitSettings
+    torch.set_num_threads(1); recipe, look, differs = ROWS[name]; x1, x2 = crops[look]; e, f = _train_labels(expert), _train_labels(found, artefacts=True)
+    s = FitSettings(recipe=recipe, **dict(size=args.size, epochs=args.epochs, epochs2=args.epochs2, seed=args.seed, pretrained=False, threads=1, lr=args.lr, batch=32, adapt_bn=0.) | differs)
+    take = lambda part: _labelled(f, x2, f.label.notna() & (f.split == part))
+    t = time.time(); clf = fit_classifier(*_labelled(e, x1, e.label.notna()), settings=s, second_stage=take('train'), valid=take('valid'))
+    out = {}
+    for c in EXTERNAL:
+        mine = ((f.center == c) & f.code.notna()).to_numpy(); cells = f[mine]; p = clf.predict(x2[mine], show=False)
+        named = VOCABULARY.is_nucleated(cells.code).to_numpy(bool); truth = VOCABULARY.is_cblc(cells.code[named]).to_numpy(bool)
+        out[c] = cell_scores(truth, p.p_cblc[named], p.cblc[named], cells.patient_id[named], n_boot=500, seed=0)
+    return name, out, time.time() - t
+
+def main():
+    global expert, found, crops
+    from cblc.engine import cores
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for k, v in dict(epochs=6, epochs2=6, seed=0, size=64, jobs=cores()).items(): ap.add_argument(f'--{k}', type=int, default=v)
+    ap.add_argument('--lr', type=float, default=2e-3); ap.add_argument('--rows', default='', help='further rows than p1 and cblc, parted by ;  default: all'); ap.add_argument('--work'); ap.add_argument('--quick', action='store_true'); args = ap.parse_args()
+    if args.quick: args.epochs, args.epochs2, args.size = 1, 1, 32
+    names = [n for n in ROWS if n in ('p1', 'cblc') or not args.rows or n in args.rows.split(';')]; t = time.time()
+    if args.quick: names = [n for n in names if 'shipped' not in n]
+    with tempfile.TemporaryDirectory() as tmp: expert, found, crops = prepare(args, Path(args.work or tmp))
+    print(f'{len(expert)} expert cells to train on, {len(found)} detections, drawn and cut in {time.time()-t:.0f} s; CPU, seed {args.seed}, {args.epochs}+{args.epochs2} epochs at {args.size} px, learning rate {args.lr}')
+    with multiprocessing.get_context('fork').Pool(args.jobs, maxtasksperchild=1) as pool: got = {n: (r, s) for n, r, s in pool.imap_unordered(one, [(n, args) for n in names])}
+    for n in names:
+        r, s = got[n]; cell = lambda c, k: f'{r[c][k]:.3f} [{r[c][k+"_low"]:.3f}-{r[c][k+"_high"]:.3f}]'
+        print(f'{n:31}', *(f'{c} F1 {cell(c, "weighted_f1")} ECE {cell(c, "ece")} n={r[c]["n"]}/{r[c]["n_patients"]}' for c in EXTERNAL), f'{s:.0f} s', sep='  ')
+    print(json.dumps({c: {n: dict(weighted_f1=round(got[n][0][c]['weighted_f1'], 4), ece=round(got[n][0][c]['ece'], 4)) for n in ('p1', 'cblc')} for c in EXTERNAL}))
+
+if __name__ == '__main__': main()
