@@ -12,7 +12,7 @@ import numpy as np, pandas as pd, torch
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from .augment import as_crops
+from .singles import as_crops
 from .bundle import read_bundle, shipped, write_bundle
 from .data import VOCABULARY
 from .engine import compact_onnx, open_engine, run_batches

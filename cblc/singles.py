@@ -15,7 +15,11 @@ from .data import BadImage, read_image
 from .engine import cores, progress
 from .segmentation import Segmenter
 
-# %% ../nbs/02ab_singles.ipynb #c005
+# %% ../nbs/02ab_singles.ipynb #c006
+def _not_bytes(c): # what is wrong with a crop that isn't H x W x 3 bytes
+    bad = f', {int(np.isnan(c).sum())} values are NaN' if c.dtype.kind == 'f' and np.isnan(c).any() else ''
+    return f'is {c.dtype} {c.shape}{bad}; give H x W x 3 bytes (uint8 RGB), as read_image does'
+
 def as_crops(crops, # n x S x S x 3 uint8, or a list of H x W x 3 pictures
              size:int, # side wanted, pixels
             )->np.ndarray: # n x size x size x 3 uint8; ValueError for anything but RGB bytes
@@ -24,13 +28,13 @@ def as_crops(crops, # n x S x S x 3 uint8, or a list of H x W x 3 pictures
     if isinstance(crops, np.ndarray) and crops.shape[1:] == out.shape[1:] and crops.dtype == np.uint8: return crops
     for i, c in enumerate(crops):
         c = np.asarray(c)
-        if c.dtype != np.uint8 or c.ndim != 3 or c.shape[2] != 3 or 0 in c.shape: raise ValueError(f'crop {i}: is {c.dtype} {c.shape}; give H x W x 3 bytes (uint8 RGB), as read_image does')
+        if c.dtype != np.uint8 or c.ndim != 3 or c.shape[2] != 3 or 0 in c.shape: raise ValueError(f'crop {i}: {_not_bytes(c)}')
         gap = max(c.shape[:2]) - np.array(c.shape[:2])
         if gap.any(): c = np.pad(c, [(g//2, g-g//2) for g in gap] + [(0, 0)], mode='edge')
         out[i] = c if c.shape[0] == size else np.asarray(Image.fromarray(c).resize((size, size), Image.BILINEAR))
     return out
 
-# %% ../nbs/02ab_singles.ipynb #c007
+# %% ../nbs/02ab_singles.ipynb #c009
 LEAST_SHARE = .03 # of the picture's area, under which a contour isn't the cell it is of
 
 def main_cell(
@@ -44,7 +48,7 @@ def main_cell(
     far = np.array([np.hypot(*(np.array(g.centroid.coords[0]) - middle)) for g in polygons])
     return polygons[int(np.argmax([g.area for g in polygons]*np.exp(-(far/(side/4))**2)))]
 
-# %% ../nbs/02ab_singles.ipynb #c010
+# %% ../nbs/02ab_singles.ipynb #c012
 def usual_scale(
     images,       # H x W x 3 uint8 pictures of one center
     segmenter,    # see `Segmenter`
@@ -64,7 +68,7 @@ def single_crop(
     cell = main_cell(found.polygon, image.shape)
     return (as_crops([image], settings.size)[0], False) if cell is None else (crop_cells(image, [cell], settings)[0], True)
 
-# %% ../nbs/02ab_singles.ipynb #c015
+# %% ../nbs/02ab_singles.ipynb #c017
 def _read(path): # the picture, or what is wrong with it, in one line
     try: return read_image(path), None
     except (BadImage, OSError) as e: return None, str(e).splitlines()[0]
@@ -77,7 +81,7 @@ def _scales(paths, centers, segmenter, n=24): # center -> scale, from some of it
         out[c] = usual_scale([i for i in looks if i is not None], segmenter)
     return out
 
-# %% ../nbs/02ab_singles.ipynb #c016
+# %% ../nbs/02ab_singles.ipynb #c018
 def read_singles(
     paths,                # files of single-cell pictures
     settings=STANDARD,    # `CropSettings`: find and cut the cell; a number: the whole picture at this size, px
@@ -87,7 +91,7 @@ def read_singles(
 )->tuple: # crops n x size x size x 3 uint8 of the readable ones, their positions in `paths`, whether a cell was found, a line for each file left out
     "Read single-cell pictures as standard crops"
     whole = not isinstance(settings, CropSettings); size = int(settings) if whole else settings.size
-    if not whole: segmenter = segmenter or Segmenter.load(threads=1)
+    if not whole: segmenter = segmenter or Segmenter.load()
     scales = {} if whole or centers is None else _scales(paths, list(centers), segmenter)
     def work(k):
         image, fault = _read(paths[k])

@@ -8,14 +8,15 @@ __all__ = ['LOADERS', 'fit_csv', 'open_model', 'predict_csv']
 # %% ../nbs/03c_tables.ipynb #c002
 import json
 import numpy as np, pandas as pd
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
-from .augment import as_crops
 from .bundle import read_bundle
 from .classifier import fit_classifier, load_classifier
-from .data import DISCLAIMER, VOCABULARY, BadImage, read_image
-from .engine import batches, cores, progress
+from .crops import STANDARD, CropSettings
+from .data import DISCLAIMER, VOCABULARY
+from .engine import batches
 from .leaves import ARTEFACT
+from .singles import read_singles
 from .training import Checkpoint, FitSettings
 
 # %% ../nbs/03c_tables.ipynb #c005
@@ -29,33 +30,25 @@ def _rows(csv_path, need): # the table as text, exactly as it stands
     if not len(t): raise ValueError(f'{csv_path}: has no rows')
     return t
 
-def _read_crop(path, size): # one picture as a crop, or what is wrong with it, in one line
-    try: return as_crops([read_image(path)], size)[0], None
-    except (BadImage, OSError) as e: return None, str(e).splitlines()[0]
-
-def _read_crops(paths, size, show): # crops of the readable, their positions, and a line for each of the others
-    from concurrent.futures import ThreadPoolExecutor
-    crops, rows, bad = [], [], []
-    with ThreadPoolExecutor(min(8, cores())) as pool:
-        for i, (crop, fault) in enumerate(progress(pool.map(partial(_read_crop, size=size), paths), 'reading crops', len(paths), show)):
-            if fault: bad.append(fault)
-            else: crops.append(crop); rows.append(i)
-    return np.array(crops, np.uint8).reshape(-1, size, size, 3), np.array(rows, int), bad
-
 def _known_labels(labels, vocabulary): # are all of them the vocabulary's?
     known = set(vocabulary.codes) | set(vocabulary.categories) | {ARTEFACT}
     return all(set(l.split('|')) <= known for l in labels if l)
 
 # %% ../nbs/03c_tables.ipynb #c007
-def _usable(csv_path, size, say): # rows that aren't for testing, their crops, and which of them validate
+def _centers(t): # of each row, '' where there is none
+    return t.center if 'center' in t else pd.Series('', t.index)
+
+def _usable(csv_path, how, say): # rows that aren't for testing, their crops, which of them validate, and warnings
     t = _rows(csv_path, ['path', 'label']); split = t.split if 'split' in t else pd.Series('', t.index)
     odd = sorted(set(split) - {'', 'train', 'valid', 'test'})
     if odd: raise ValueError(f"{csv_path}: row {split.tolist().index(odd[0])+2}: split {odd[0]!r}; use train, valid, test or nothing")
     use = t[split != 'test'].reset_index(drop=True); part = split[split != 'test'].to_numpy()
-    crops, rows, bad = _read_crops([Path(csv_path).parent/p for p in use.path], size, True)
+    crops, rows, found, bad = read_singles([Path(csv_path).parent/p for p in use.path], how, _centers(use).tolist())
     for line in bad: say(f'skipped: {line}')
     if not len(rows): raise ValueError(f'{csv_path}: none of its pictures could be read; see the lines above')
-    return use.iloc[rows].reset_index(drop=True), crops, part[rows] == 'valid', len(bad)
+    lost = 0 if isinstance(how, int) else int((~found).sum())
+    warn = [f'{n} pictures {what}' for n, what in ((len(bad), 'could not be read and were skipped'), (lost, 'showed the segmenter no cell and were taken as they are')) if n]
+    return use.iloc[rows].reset_index(drop=True), crops, part[rows] == 'valid', warn
 
 def fit_csv(csv_path, # table of a crop cohort
             out, # folder of the bundle, made if need be
@@ -65,14 +58,15 @@ def fit_csv(csv_path, # table of a crop cohort
     s, out, labels = settings, Path(out), set(_rows(csv_path, ['path', 'label']).label)
     if isinstance(vocabulary, str): vocabulary = VOCABULARY if _known_labels(labels, VOCABULARY) else None
     say(f"{csv_path}: labels are {'the codes of the vocabulary' if vocabulary is not None else 'free names, so there is no p_cblc'}")
-    use, crops, v, n_bad = _usable(csv_path, s.size, say); ids = use.patient_id.replace('', None) if 'patient_id' in use else None
+    how = replace(STANDARD, size=s.size) if s.view == 'cell' else s.size
+    use, crops, v, warn = _usable(csv_path, how, say); ids = use.patient_id.replace('', None) if 'patient_id' in use else None
     if list((out/'run').rglob(Checkpoint.FILE)): say(f'{out/"run"}: an unfinished training; with the same cells and settings it goes on where it was stopped')
     pick = lambda k: (crops[k], use.label[k].replace('', None).tolist(), None if ids is None else ids[k].tolist())
     clf = fit(*pick(~v), settings=s, vocabulary=vocabulary, valid=pick(v) if v.any() else None, out=out/'run')
     for n in (f'started from {clf.start}', *clf.notes, f"validation: {', '.join(f'{k} {x:.3g}' for k, x in clf.metrics.items())}"): say(n)
-    name, unread = Path(csv_path).name, [f'{n_bad} pictures could not be read and were skipped'] if n_bad else []
-    how = f'cblc fit {name} --recipe {s.recipe} --arch {s.arch} --epochs {s.epochs} --size {s.size} --seed {s.seed}' + f' (folds={s.folds})'*(s.folds > 1)
-    return clf.save(out, trained_on or f'{len(use)} crops of the table {name}, with labels as given there', how, warnings=unread)
+    name, crop = Path(csv_path).name, None if isinstance(how, int) else asdict(how)
+    command = f'cblc fit {name} --recipe {s.recipe} --arch {s.arch} --epochs {s.epochs} --size {s.size} --seed {s.seed}' + f' (folds={s.folds})'*(s.folds > 1)
+    return clf.save(out, trained_on or f'{len(use)} crops of the table {name}, with labels as given there', command, warnings=warn, crop=crop)
 
 # %% ../nbs/03c_tables.ipynb #c008
 LOADERS = dict(classifier=load_classifier) # kind of a bundle -> what opens it
@@ -83,25 +77,28 @@ def open_model(bundle, backend='auto', threads=None): # a model with `predict`, 
     if b.kind not in LOADERS: raise ValueError(f"{b.path}: is a {b.kind} and names no cells; give a {' or a '.join(LOADERS)}")
     return LOADERS[b.kind](b, backend, threads)
 
-def _settled(clf, paths): # a model that adapts to its place does so once, on a sample of the whole table, and not piece by piece
-    if not getattr(clf, 'adapt_bn', 0): return clf
-    rng = np.random.default_rng(0); crops = _read_crops([paths[i] for i in rng.permutation(len(paths))[:2048]], clf.size, False)[0]
-    return clf.adapted(crops) if len(crops) >= 64 else clf
+def _shuffled(t): # positions of each center's rows, so mixed that the first stand for all
+    return [np.random.default_rng(0).permutation(np.flatnonzero(_centers(t) == c)) for c in sorted(set(_centers(t)))]
 
-def predict_csv(csv_path, # table with a column `path`, relative to itself; all of one center where the model adapts to its place
+def _settled(clf, crops): # a model that adapts to its place does so once a center, and not piece by piece
+    return clf.adapted(crops) if getattr(clf, 'adapt_bn', 0) and len(crops) >= 64 else clf
+
+def predict_csv(csv_path, # table with a column `path`, relative to itself, and perhaps `center`: a model that adapts to its place does so center by center
                 bundle, # a classifier's bundle
                 out, # CSV to write: the input's columns, then `category` and `p_...`; beside it OUT.json on the model
-                backend='auto', threads=None, chunk=2048, say=print)->Path: # ValueError in one line where the table is at fault
+                backend='auto', threads=None, chunk=4096, say=print)->Path: # ValueError in one line where the table is at fault
     "Classify the pictures of a table; a picture that can't be read keeps its row, with empty predictions"
     t, clf, out = _rows(csv_path, ['path']), open_model(bundle, backend, threads), Path(out)
-    paths = [Path(csv_path).parent/p for p in t.path]; clf = _settled(clf, paths)
+    crop = clf.bundle.meta['input'].get('crop'); how = CropSettings.from_dict(crop) if crop else clf.size
     cols = ['category', *[f'p_{c}' for c in clf.leaves.categories], *(['p_cblc'] if clf.leaves.has_cblc else [])]
     clash = [c for c in cols if c in t]
     if clash: raise ValueError(f"{csv_path}: already has a column {clash[0]!r}; rename it, or give the table without predictions")
     pred, bad = pd.DataFrame(index=t.index, columns=cols, dtype=object), []
-    for s in batches(len(t), chunk):
-        crops, rows, faults = _read_crops(paths[s], clf.size, True); bad += faults
-        if len(rows): pred.iloc[s.start + rows] = clf.predict(crops)[cols].astype(object).to_numpy()
+    for rows in _shuffled(t):
+        for s in batches(len(rows), chunk):
+            crops, got, _, faults = read_singles([Path(csv_path).parent/p for p in t.path.iloc[rows[s]]], how, _centers(t).iloc[rows[s]].tolist()); bad += faults
+            if s.start == 0: own = _settled(clf, crops)
+            if len(got): pred.iloc[rows[s][got]] = own.predict(crops)[cols].astype(object).to_numpy()
     for line in bad: say(f'skipped: {line}')
     for c in cols[1:]: pred[c] = pred[c].astype(float).round(6)
     out.parent.mkdir(parents=True, exist_ok=True); pd.concat([t, pred], axis=1).to_csv(out, index=False)
