@@ -30,7 +30,7 @@ ROWS = {  # name: recipe, crops, settings that differ
     'cblc, no stain augmentation': ('cblc', 'ours', dict(stain=0.)),
     'cblc, no zoom or spin': ('cblc', 'ours', dict(zoom=0., spin=False)),
     'cblc, one look': ('cblc', 'ours', dict(tta=1)),
-    'cblc, cells as they come': ('cblc', 'ours', dict(balance=0.)),
+    'cblc, rare kinds as often': ('cblc', 'ours', dict(balance=1.)),
     'cblc, adapted to the center': ('cblc', 'ours', dict(adapt_bn=1.)),
     'cblc, from the shipped weights': ('cblc', 'ours', dict(pretrained='shipped', lr=1e-3)),
 }
@@ -56,10 +56,10 @@ def one(job):
     from cblc.classifier import fit_classifier
     from cblc.data import VOCABULARY
     from cblc.patient import cell_scores
-    from cblc.study import _labelled, _train_labels
+    from cblc.study import SMEARS, _labelled, _train_labels
     from cblc.training import FitSettings
     torch.set_num_threads(1); recipe, look, differs = ROWS[name]; x1, x2 = crops[look]; e, f = _train_labels(expert), _train_labels(found, artefacts=True)
-    s = FitSettings(recipe=recipe, **dict(size=args.size, epochs=args.epochs, epochs2=args.epochs2, seed=args.seed, pretrained=False, threads=1, lr=args.lr, batch=32, adapt_bn=0.) | differs)
+    s = FitSettings(recipe=recipe, **dict(size=args.size, epochs=args.epochs, epochs2=args.epochs2, seed=args.seed, pretrained=False, threads=1, lr=args.lr, batch=32) | (SMEARS if recipe == 'cblc' else {}) | differs)
     take = lambda part: _labelled(f, x2, f.label.notna() & (f.split == part))
     t = time.time(); clf = fit_classifier(*_labelled(e, x1, e.label.notna()), settings=s, second_stage=take('train'), valid=take('valid'))
     out = {}
@@ -71,7 +71,7 @@ def one(job):
 
 def main():
     global expert, found, crops
-    from cblc.engine import cores
+    from cblc.engine import cores, progress
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for k, v in dict(epochs=6, epochs2=6, seed=0, size=64, jobs=cores()).items(): ap.add_argument(f'--{k}', type=int, default=v)
     ap.add_argument('--lr', type=float, default=2e-3); ap.add_argument('--rows', default='', help='further rows than p1 and cblc, parted by ;  default: all'); ap.add_argument('--work'); ap.add_argument('--quick', action='store_true'); args = ap.parse_args()
@@ -80,7 +80,7 @@ def main():
     if args.quick: names = [n for n in names if 'shipped' not in n]
     with tempfile.TemporaryDirectory() as tmp: expert, found, crops = prepare(args, Path(args.work or tmp))
     print(f'{len(expert)} expert cells to train on, {len(found)} detections, drawn and cut in {time.time()-t:.0f} s; CPU, seed {args.seed}, {args.epochs}+{args.epochs2} epochs at {args.size} px, learning rate {args.lr}')
-    with multiprocessing.get_context('fork').Pool(args.jobs, maxtasksperchild=1) as pool: got = {n: (r, s) for n, r, s in pool.imap_unordered(one, [(n, args) for n in names])}
+    with multiprocessing.get_context('fork').Pool(args.jobs, maxtasksperchild=1) as pool: got = {n: (r, s) for n, r, s in progress(pool.imap_unordered(one, [(n, args) for n in names]), 'training', len(names))}
     for n in names:
         r, s = got[n]; cell = lambda c, k: f'{r[c][k]:.3f} [{r[c][k+"_low"]:.3f}-{r[c][k+"_high"]:.3f}]'
         print(f'{n:31}', *(f'{c} F1 {cell(c, "weighted_f1")} ECE {cell(c, "ece")} n={r[c]["n"]}/{r[c]["n_patients"]}' for c in EXTERNAL), f'{s:.0f} s', sep='  ')

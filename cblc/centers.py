@@ -128,7 +128,7 @@ def toy_center(folder=None, seed=0)->CenterData:
     images, expert = pd.DataFrame(rows), pd.concat(tables, ignore_index=True).assign(cell_id=lambda d: [f'e{i:04d}' for i in range(len(d))])
     found = _toy_find(expert, seed); codes = match_cells(expert, found)[1].code
     named, _, problems = classify_images(images, None, ToyClassifier(codes, seed), expert, CropSettings(size=64), show=False, find=lambda *_: (found, []))
-    frozen = dict(threshold=.2, baselines=dict(majority=False, nc_threshold=.62), on='a toy')
+    frozen = dict(threshold=.2, centers=['toy main'], baselines=dict(majority=False, nc_threshold=.62), on='toy main')
     return CenterData('toy center', 'external', pd.DataFrame(patients), images, expert, named, frozen, problems, 'toy', dict(trained_on='nothing: a toy opinion on synthetic fields'))
 
 # %% ../nbs/050_centers.ipynb #c019

@@ -16,7 +16,7 @@ def _demo(a):
 
 def _study(a):
     from cblc.study import StudySettings, run_study, show_table
-    given = {k: v for k, v in dict(recipe=a.recipe, arch=a.arch, size=a.size, epochs=a.epochs, epochs2=a.epochs, seed=a.seed).items() if v is not None}
+    given = {k: v for k, v in dict(recipe=a.recipe, arch=a.arch, size=a.size, epochs=a.epochs, epochs2=a.epochs, seed=a.seed, stain=a.stain, baseline_plain=a.baseline_plain).items() if v is not None}
     if a.arch: given |= dict(pretrained='auto', lr=2e-3)      # the research bundle's weights fit its own arch alone
     print('report:', run_study(a.cohort, a.out, StudySettings(**given), a.segmenter))
     show_table(Path(a.out)/'study_table.csv')
@@ -29,9 +29,9 @@ def _diagnose(a):
 
 def _external(a):
     from cblc.data import DISCLAIMER
-    from cblc.external import run_external
+    from cblc.external import ExternalSettings, run_external
     from cblc.study import show_table
-    table, problems = run_external(a.cohort, a.model, a.centers, a.out, a.segmenter)
+    table, problems = run_external(a.cohort, a.model, a.centers, a.out, ExternalSettings(a.segmenter, plain=a.plain, stain=a.stain))
     table.to_csv(Path(a.out)/'study_table.csv', index=False)
     if len(table): show_table(Path(a.out)/'study_table.csv')
     return 1 if problems else 0
@@ -66,12 +66,13 @@ def make_parser()->argparse.ArgumentParser:
         p = sub.add_parser(name, help=help, description=help); p.set_defaults(run=run)
         for flags, kw in args: p.add_argument(*flags.split(), **kw)
     out, seg = ('--out', dict(required=True, metavar='DIR', help='folder for the results')), ('--segmenter', dict(default='', metavar='BUNDLE', help='default: the shipped one'))
+    stain = ('--stain', dict(default='none', choices=['none', 'reinhard', 'macenko'], help='judge the model also after stain normalisation to the main cohort'))
     number = lambda flag, help: (flag, dict(type=int, help=help))
     train = [('--recipe', dict(help='how the classifier is trained')), ('--arch', dict(help='any timm model')), number('--epochs', 'of a stage'), number('--size', 'side of a crop, px'), number('--seed', 'of everything random')]
     command('demo', _demo, 'the whole study on a synthetic six-center cohort', ('--out', dict(default='demo', metavar='DIR')), ('--seed', dict(type=int, default=0)))
-    command('study', _study, 'segment, match, train, validate and report a cohort', ('cohort', {}), out, seg, *train)
+    command('study', _study, 'segment, match, train, validate and report a cohort', ('cohort', {}), out, seg, *train, stain, ('--baseline-plain', dict(action='store_true', help='also train a plain classifier on the same crops, to compare with')))
     command('diagnose', _diagnose, "one patient's images, a folder of them or a slide", ('images', dict(nargs='+')), out, ('--model', dict(default='', metavar='BUNDLE', help='default: the shipped research bundle')), seg, ('--patient', dict(default='', metavar='ID')))
-    command('external', _external, 'validate a frozen bundle in other centers, one executed notebook a center', ('cohort', {}), ('--model', dict(required=True, metavar='BUNDLE')), ('--centers', dict(nargs='+', help='default: all external ones')), out, seg)
+    command('external', _external, 'validate a frozen bundle in other centers, one executed notebook a center', ('cohort', {}), ('--model', dict(required=True, metavar='BUNDLE')), ('--centers', dict(nargs='+', help='default: all external ones')), out, seg, ('--plain', dict(default='', metavar='BUNDLE', help='a plainer classifier, to compare with')), stain)
     command('check', _check, 'every fault of a cohort, with file and row', ('cohort', {}))
     command('convert', _convert, 'between annotation formats', ('src', {}), ('--to', dict(required=True, choices=['cohort', 'coco', 'yolo', 'geojson', 'labelme'])), ('--images', dict(default='', metavar='DIR', help='the pictures, where the annotations do not name them')), out)
     command('fit', _fit, 'a classifier bundle from a table of single-cell pictures', ('cells', dict(metavar='CELLS.csv')), ('--out', dict(required=True, metavar='BUNDLE')), *train)
