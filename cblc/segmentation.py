@@ -8,7 +8,7 @@ __all__ = ['SLIDE_SUFFIXES', 'write_yolo_tiles', 'cut_window', 'equivalent_diame
            'merge_finds', 'Segmenter', 'plot_contours', 'shared_scale', 'segment_images', 'slide_fields']
 
 # %% ../nbs/01_segmentation.ipynb #c002
-import os
+import logging, os
 from dataclasses import dataclass, asdict
 from pathlib import Path
 import numpy as np, pandas as pd, shapely
@@ -106,8 +106,11 @@ def _ultralytics(folder):
     "Import ultralytics offline, silent and with its settings under `folder`."
     Path(folder).mkdir(parents=True, exist_ok=True)
     os.environ.update(YOLO_CONFIG_DIR=str(Path(folder).resolve()), YOLO_OFFLINE='true', YOLO_AUTOINSTALL='false')
-    import ultralytics
-    ultralytics.settings.update({'sync': False, **{k: False for k in ultralytics.settings if k in ('clearml', 'comet', 'dvc', 'hub', 'mlflow', 'neptune', 'raytune', 'tensorboard', 'wandb')}})
+    logging.disable(logging.WARNING)   # on its first import it tells where its settings are
+    try:
+        import ultralytics
+        ultralytics.settings.update({'sync': False, **{k: False for k in ultralytics.settings if k in ('clearml', 'comet', 'dvc', 'hub', 'mlflow', 'neptune', 'raytune', 'tensorboard', 'wandb')}})
+    finally: logging.disable(logging.NOTSET)
     return ultralytics
 
 def _on_cpu(settings):
@@ -126,7 +129,7 @@ def train_segmenter(
     data:str|Path,                        # data.yaml of `write_yolo_tiles`
     run:str|Path,                         # folder for curves and checkpoints
     settings:TrainSettings=TrainSettings(),
-    verbose:bool=True,
+    verbose:bool=True,                    # False: warnings only
     **options,                            # further settings of ultralytics' trainer
 ):                                        # the trained ultralytics model
     "Train a one-class YOLO segmenter from random weights."
@@ -134,10 +137,14 @@ def train_segmenter(
     s, run = settings, Path(run).resolve()
     model = _ultralytics(run/'ultralytics').YOLO(f'{s.arch}.yaml')
     if s.device == 'cpu': [model.add_callback(event, f) for event, f in _on_cpu(s).items()]
-    model.train(data=str(data), epochs=s.epochs, imgsz=s.imgsz, batch=s.batch, device=s.device, workers=s.workers, seed=s.seed,
-                pretrained=False, single_cls=True, optimizer='AdamW', lr0=s.lr, lrf=.01, cos_lr=True, warmup_epochs=min(1., s.epochs/4), amp=s.device != 'cpu',
-                hsv_h=s.hue, hsv_s=s.saturation, hsv_v=s.value, flipud=.5, fliplr=.5, scale=.25, mosaic=.5, close_mosaic=max(1, s.epochs//4),
-                cache='ram', project=str(run), name='train', exist_ok=True, plots=False, verbose=verbose, **options)
+    log = logging.getLogger('ultralytics'); level = log.level
+    if not verbose: log.setLevel(logging.WARNING)
+    try:
+        model.train(data=str(data), epochs=s.epochs, imgsz=s.imgsz, batch=s.batch, device=s.device, workers=s.workers, seed=s.seed,
+                    pretrained=False, single_cls=True, optimizer='AdamW', lr0=s.lr, lrf=.01, cos_lr=True, warmup_epochs=min(1., s.epochs/4), amp=s.device != 'cpu',
+                    hsv_h=s.hue, hsv_s=s.saturation, hsv_v=s.value, flipud=.5, fliplr=.5, scale=.25, mosaic=.5, close_mosaic=max(1, s.epochs//4),
+                    cache='ram', project=str(run), name='train', exist_ok=True, plots=False, verbose=verbose, **options)
+    finally: log.setLevel(level)
     return model
 
 # %% ../nbs/01_segmentation.ipynb #c014

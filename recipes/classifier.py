@@ -11,16 +11,18 @@ part and of synthetic fields never trained on.
 """
 import argparse, hashlib, os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd
 from cblc.classifier import fit_classifier
-from cblc.crops import STANDARD, CropSettings, crop_cells
+from cblc.crops import STANDARD, crop_cells
 from cblc.data import VOCABULARY, read_image
 from cblc.matching import match
 from cblc.patient import cell_scores
 from cblc.public import public_root, read_bcisc, read_pbc, box_polygon
 from cblc.segmentation import Segmenter
+from cblc.study import SMEARS
 from cblc.synthetic import CODES, MARROW, draw_field, random_style
 from cblc.training import FitSettings
 
@@ -90,8 +92,8 @@ def judge(clf, crops, labels, what):
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--out', required=True); ap.add_argument('--quick', action='store_true'); ap.add_argument('--workers', type=int, default=os.cpu_count())
-    ap.add_argument('--size', type=int, default=64); ap.add_argument('--epochs', type=int, default=8); ap.add_argument('--epochs2', type=int, default=10); ap.add_argument('--fields', type=int, default=360); ap.add_argument('--real', type=int, default=6000)
-    a = ap.parse_args(); crop = CropSettings(size=a.size, fill=STANDARD.fill); n = 20 if a.quick else a.fields
+    ap.add_argument('--size', type=int, default=64); ap.add_argument('--epochs', type=int, default=6); ap.add_argument('--epochs2', type=int, default=6); ap.add_argument('--fields', type=int, default=1200); ap.add_argument('--real', type=int, default=6000)
+    a = ap.parse_args(); crop = replace(STANDARD, size=a.size); n = 20 if a.quick else a.fields
     with ProcessPoolExecutor(a.workers) as pool:
         rx, ry, rp = real_cells(pool, crop, 300 if a.quick else a.real); print(len(rx), 'real cells', pd.Series(rp).value_counts().to_dict(), flush=True)
         one, two = fields(pool, range(n), crop, False), fields(pool, range(n), crop, True)
@@ -99,7 +101,7 @@ if __name__ == '__main__':
     print(f'{len(one[1])} synthetic cells by true contours, {len(two[1])} by the segmenter ({two[1].count("artefact")} artefacts)', flush=True)
     tr, va, te = (rp == k for k in ('train', 'valid', 'test')); who = lambda k: [f'picture {k} {i}' for i in range((rp == k).sum())]
     both = lambda s, k, m: (np.concatenate([s[0], rx[m]]), s[1] + list(ry[m]), s[2] + who(k))
-    settings = FitSettings(recipe='plain', smoothing=.05, stain=1., zoom=.1, spin=True, pretrained=False, threads=a.workers, size=a.size, epochs=1 if a.quick else a.epochs, epochs2=1 if a.quick else a.epochs2)
+    settings = FitSettings(recipe='cblc', **SMEARS, pretrained=False, threads=a.workers, size=a.size, epochs=1 if a.quick else a.epochs, epochs2=1 if a.quick else a.epochs2)
     clf = fit_classifier(*both(one, 'train', tr), settings=settings, second_stage=both(two, 'train', tr), valid=both(held, 'valid', va), out=Path(a.out).parent/'classifier_run')
     real = np.array([l != 'artefact' for l in test[1]])
     clf.metrics = {**clf.metrics, **judge(clf, test[0][real], [l for l in test[1] if l != 'artefact'], 'synthetic_test'), **judge(clf, rx[te], list(ry[te]), 'pbc_test')}
