@@ -1,6 +1,6 @@
 """What each idea of the classifier is worth in hospitals that had no part in the training, on the synthetic study cohort.
 
-    python benchmarks/ablation.py [--rows 'plain;cblc, one look'] [--epochs 6] [--epochs2 6] [--seed 0] [--jobs N] [--work DIR] [--quick]
+    python benchmarks/ablation.py [--rows 'plain;cblc, no zoom or spin'] [--epochs 6] [--epochs2 6] [--seed 0] [--jobs N] [--work DIR] [--quick]
 
 258 drawn patients of six centers, two fields each; training in two stages on patients of Centers 1-3, temperature and best epoch on
 others of them, Centers 4, 5 and 6 external. All rows share cohort, detections, splits, epochs, size, learning rate, batch and
@@ -29,11 +29,10 @@ ROWS = {  # name: recipe, crops, settings that differ
     'cblc, not white-balanced': ('cblc', 'unlit', {}),
     'cblc, no stain augmentation': ('cblc', 'ours', dict(stain=0.)),
     'cblc, no zoom or spin': ('cblc', 'ours', dict(zoom=0., spin=False)),
-    'cblc, one look': ('cblc', 'ours', dict(tta=1)),
     'cblc, rare kinds as often': ('cblc', 'ours', dict(balance=1.)),
-    'cblc, adapted to the center': ('cblc', 'ours', dict(adapt_bn=1.)),
     'cblc, from the shipped weights': ('cblc', 'ours', dict(pretrained='shipped', lr=1e-3)),
 }
+SAME = {'cblc, one look': dict(views=1), 'cblc, adapted to the center': dict(adapt_bn=1.)}  # the network of the row `cblc`, used otherwise
 
 def prepare(args, work):
     "Draw the cohort, find and match its cells, cut every kind of crop once."
@@ -50,24 +49,26 @@ def prepare(args, work):
     return expert, found.assign(split=found.patient_id.map(split).fillna('external')), crops
 
 def one(job):
-    "Train a row and score it in each external center."
+    "Train a row and score it in each external center; the rows that share its network, too."
     name, args = job
     import torch
     from cblc.classifier import fit_classifier
-    from cblc.data import VOCABULARY
-    from cblc.patient import cell_scores
     from cblc.study import SMEARS, _labelled, _train_labels
     from cblc.training import FitSettings
     torch.set_num_threads(1); recipe, look, differs = ROWS[name]; x1, x2 = crops[look]; e, f = _train_labels(expert), _train_labels(found, artefacts=True)
     s = FitSettings(recipe=recipe, **dict(size=args.size, epochs=args.epochs, epochs2=args.epochs2, seed=args.seed, pretrained=False, threads=1, lr=args.lr, batch=32) | (SMEARS if recipe == 'cblc' else {}) | differs)
     take = lambda part: _labelled(f, x2, f.label.notna() & (f.split == part))
     t = time.time(); clf = fit_classifier(*_labelled(e, x1, e.label.notna()), settings=s, second_stage=take('train'), valid=take('valid'))
-    out = {}
-    for c in EXTERNAL:
-        mine = ((f.center == c) & f.code.notna()).to_numpy(); cells = f[mine]; p = clf.predict(x2[mine], show=False)
-        named = VOCABULARY.is_nucleated(cells.code).to_numpy(bool); truth = VOCABULARY.is_cblc(cells.code[named]).to_numpy(bool)
-        out[c] = cell_scores(truth, p.p_cblc[named], p.cblc[named], cells.patient_id[named], n_boot=500, seed=0)
-    return name, out, time.time() - t
+    used = {name: clf} | ({k: replace(clf, **v) for k, v in SAME.items()} if name == 'cblc' else {})
+    return [(n, {c: judge(model, x2, f, c) for c in EXTERNAL}, time.time() - t) for n, model in used.items()]
+
+def judge(clf, crops, cells, center):
+    "Score a classifier on the matched cells of an external center, whole as a hospital would bring them."
+    from cblc.data import VOCABULARY
+    from cblc.patient import cell_scores
+    mine = ((cells.center == center) & cells.code.notna()).to_numpy(); cells = cells[mine]; p = clf.predict(crops[mine], show=False)
+    named = VOCABULARY.is_nucleated(cells.code).to_numpy(bool); truth = VOCABULARY.is_cblc(cells.code[named]).to_numpy(bool)
+    return cell_scores(truth, p.p_cblc[named], p.cblc[named], cells.patient_id[named], n_boot=500, seed=0)
 
 def main():
     global expert, found, crops
@@ -76,12 +77,12 @@ def main():
     for k, v in dict(epochs=6, epochs2=6, seed=0, size=64, jobs=cores()).items(): ap.add_argument(f'--{k}', type=int, default=v)
     ap.add_argument('--lr', type=float, default=2e-3); ap.add_argument('--rows', default='', help='further rows than p1 and cblc, parted by ;  default: all'); ap.add_argument('--work'); ap.add_argument('--quick', action='store_true'); args = ap.parse_args()
     if args.quick: args.epochs, args.epochs2, args.size = 1, 1, 32
-    names = [n for n in ROWS if n in ('p1', 'cblc') or not args.rows or n in args.rows.split(';')]; t = time.time()
+    names = sorted([n for n in ROWS if n in ('p1', 'cblc') or not args.rows or n in args.rows.split(';')], key=lambda n: n not in ('p1', 'cblc')); t = time.time()
     if args.quick: names = [n for n in names if 'shipped' not in n]
     with tempfile.TemporaryDirectory() as tmp: expert, found, crops = prepare(args, Path(args.work or tmp))
     print(f'{len(expert)} expert cells to train on, {len(found)} detections, drawn and cut in {time.time()-t:.0f} s; CPU, seed {args.seed}, {args.epochs}+{args.epochs2} epochs at {args.size} px, learning rate {args.lr}')
-    with multiprocessing.get_context('fork').Pool(args.jobs, maxtasksperchild=1) as pool: got = {n: (r, s) for n, r, s in progress(pool.imap_unordered(one, [(n, args) for n in names]), 'training', len(names))}
-    for n in names:
+    with multiprocessing.get_context('fork').Pool(args.jobs, maxtasksperchild=1) as pool: got = {n: (r, s) for rows in progress(pool.imap_unordered(one, [(n, args) for n in names]), 'training', len(names)) for n, r, s in rows}
+    for n in (n for n in (*ROWS, *SAME) if n in got):
         r, s = got[n]; cell = lambda c, k: f'{r[c][k]:.3f} [{r[c][k+"_low"]:.3f}-{r[c][k+"_high"]:.3f}]'
         print(f'{n:31}', *(f'{c} F1 {cell(c, "weighted_f1")} ECE {cell(c, "ece")} n={r[c]["n"]}/{r[c]["n_patients"]}' for c in EXTERNAL), f'{s:.0f} s', sep='  ')
     print(json.dumps({c: {n: dict(weighted_f1=round(got[n][0][c]['weighted_f1'], 4), ece=round(got[n][0][c]['ece'], 4)) for n in ('p1', 'cblc')} for c in EXTERNAL}))

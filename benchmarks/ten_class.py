@@ -6,21 +6,16 @@ PBC (pbc128) without IG and NEUTROPHIL, whose stage is not told: 70 % train, 15 
 hash of the file name, from random weights. PBC names no patients, so cells of one donor are on both sides and the figure flatters.
 Macro F1 on the test part, 95 % interval by bootstrap over pictures (2,000 draws).
 """
-import argparse, hashlib, json, time
+import argparse, json, time
 from dataclasses import replace
 import numpy as np, torch
 from sklearn.metrics import classification_report, f1_score
-
-def part_of(name):
-    "Split by file-name hash: train, valid or test."
-    h = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100
-    return 'train' if h < 70 else 'valid' if h < 85 else 'test'
 
 if __name__ == '__main__':
     from cblc.classifier import fit_classifier
     from cblc.crops import STANDARD
     from cblc.engine import cores
-    from cblc.public import public_root, read_pbc
+    from cblc.public import part_of, public_root, read_pbc
     from cblc.singles import read_singles
     from cblc.training import FitSettings
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); ap.add_argument('--recipe', default='cblc'); ap.add_argument('--quick', action='store_true')

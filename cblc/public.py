@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLIC_SETS', 'BCISC_HELD_OUT', 'WBC_CLASSES', 'FIVE', 'public_root', 'components', 'solidity', 'read_bcisc',
-           'read_segpc', 'read_segmentation_wbc', 'read_pbc', 'read_txl', 'read_five_class', 'box_polygon']
+           'read_segpc', 'read_segmentation_wbc', 'read_pbc', 'read_txl', 'read_five_class', 'box_polygon', 'part_of']
 
 # %% ../nbs/00f_public.ipynb #c002
 import hashlib, os, re
@@ -180,3 +180,11 @@ def box_polygon(
     b, e = shapely.box(*g.bounds), shapely.box(*box)
     iou = b.intersection(e).area / b.union(e).area
     return g.simplify(.2) if iou >= agree and solidity([g])[0] >= solid else None
+
+# %% ../nbs/00f_public.ipynb #c026
+def part_of(
+    name:str,  # of a picture
+)->str:        # train (70 %), valid (15 %) or test (15 %)
+    "Split by a hash of the name, the same on every machine."
+    h = int(hashlib.sha256(str(name).encode()).hexdigest(), 16) % 100
+    return 'train' if h < 70 else 'valid' if h < 85 else 'test'

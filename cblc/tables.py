@@ -14,6 +14,7 @@ from .bundle import read_bundle
 from .classifier import fit_classifier, load_classifier
 from .crops import STANDARD, CropSettings
 from .data import DISCLAIMER, VOCABULARY
+from .diffusion import DiffusionSettings, fit_diffusion, load_diffusion
 from .engine import batches
 from .leaves import ARTEFACT
 from .singles import read_singles
@@ -52,24 +53,25 @@ def _usable(csv_path, how, say): # rows that aren't for testing, their crops, wh
 
 def fit_csv(csv_path, # table of a crop cohort
             out, # folder of the bundle, made if need be
-            settings=FitSettings(), vocabulary='auto', # None: labels are free names, whatever they look like
-            trained_on=None, say=print, fit=fit_classifier)->Path: # the bundle; ValueError in one line where the table is at fault
+            settings=FitSettings(), # or `DiffusionSettings`
+            vocabulary='auto', # None: labels are free names, whatever they look like
+            trained_on=None, say=print)->Path: # the bundle; ValueError in one line where the table is at fault
     "Train a classifier from a crop cohort's table, or go on where that was stopped"
     s, out, labels = settings, Path(out), set(_rows(csv_path, ['path', 'label']).label)
     if isinstance(vocabulary, str): vocabulary = VOCABULARY if _known_labels(labels, VOCABULARY) else None
     say(f"{csv_path}: labels are {'the codes of the vocabulary' if vocabulary is not None else 'free names, so there is no p_cblc'}")
-    how = replace(STANDARD, size=s.size) if s.view == 'cell' else s.size
+    generative = isinstance(s, DiffusionSettings); how = replace(STANDARD, size=s.size) if generative or s.view == 'cell' else s.size
     use, crops, v, warn = _usable(csv_path, how, say); ids = use.patient_id.replace('', None) if 'patient_id' in use else None
     if list((out/'run').rglob(Checkpoint.FILE)): say(f'{out/"run"}: an unfinished training; with the same cells and settings it goes on where it was stopped')
     pick = lambda k: (crops[k], use.label[k].replace('', None).tolist(), None if ids is None else ids[k].tolist())
-    clf = fit(*pick(~v), settings=s, vocabulary=vocabulary, valid=pick(v) if v.any() else None, out=out/'run')
+    clf = (fit_diffusion if generative else fit_classifier)(*pick(~v), settings=s, vocabulary=vocabulary, valid=pick(v) if v.any() else None, out=out/'run')
     for n in (f'started from {clf.start}', *clf.notes, f"validation: {', '.join(f'{k} {x:.3g}' for k, x in clf.metrics.items())}"): say(n)
     name, crop = Path(csv_path).name, None if isinstance(how, int) else asdict(how)
-    command = f'cblc fit {name} --recipe {s.recipe} --arch {s.arch} --epochs {s.epochs} --size {s.size} --seed {s.seed}' + f' (folds={s.folds})'*(s.folds > 1)
-    return clf.save(out, trained_on or f'{len(use)} crops of the table {name}, with labels as given there', command, warnings=warn, crop=crop)
+    how = f'--recipe diffusion --size {s.size} --seed {s.seed} (steps={s.steps})' if generative else f'--recipe {s.recipe} --arch {s.arch} --epochs {s.epochs} --size {s.size} --seed {s.seed}' + f' (folds={s.folds})'*(s.folds > 1)
+    return clf.save(out, trained_on or f'{len(use)} crops of the table {name}, with labels as given there', f'cblc fit {name} {how}', warnings=warn, crop=crop)
 
 # %% ../nbs/03c_tables.ipynb #c008
-LOADERS = dict(classifier=load_classifier) # kind of a bundle -> what opens it
+LOADERS = dict(classifier=load_classifier, diffusion=load_diffusion) # kind of a bundle -> what opens it
 
 def open_model(bundle, backend='auto', threads=None): # a model with `predict`, `leaves`, `size` and `bundle`; ValueError for a kind that doesn't name cells
     "Open a bundle of any kind that classifies crops"

@@ -9,7 +9,7 @@ finds as artefacts, and the same real cells. Labels of real cells are what their
 PBC names no patients, so its split is by file-name hash: 70 % train, 15 % valid, 15 % test. The figures on the card are of the test
 part and of synthetic fields never trained on.
 """
-import argparse, hashlib, os
+import argparse, os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from cblc.crops import STANDARD, crop_cells
 from cblc.data import VOCABULARY, read_image
 from cblc.matching import match
 from cblc.patient import cell_scores
-from cblc.public import public_root, read_bcisc, read_pbc, box_polygon
+from cblc.public import box_polygon, part_of, public_root, read_bcisc, read_pbc
 from cblc.segmentation import Segmenter
 from cblc.study import SMEARS
 from cblc.synthetic import CODES, MARROW, draw_field, random_style
@@ -29,11 +29,6 @@ from cblc.training import FitSettings
 PBC = dict(BA='B', EO='E', ERB='R2|R3', LY='L', MO='M2', PMY='N1', MY='N2', MMY='N3', BNE='N4', SNE='N5', NEUTROPHIL='N4|N5', IG='N1|N2|N3')
 BCISC = dict(baso='B', eosi='E', lymp='L', mono='M2', neut='N4|N5')
 LMU = dict(BAS='B', EBO='R2|R3', EOS='E', LYT='L', LYA='L', MOB='M|M0', MON='M2', MYB='N2', MMZ='N3', MYO='N|N0', NGB='N4', NGS='N5', PMB='N1|N2', PMO='N1')
-
-def part_of(name):
-    "Split by file-name hash: train, valid or test."
-    h = int(hashlib.sha256(str(name).encode()).hexdigest(), 16) % 100
-    return 'train' if h < 70 else 'valid' if h < 85 else 'test'
 
 def synthetic_cells(seed, crop, find):
     "One synthetic field's crops and codes, by true contours, or by the segmenter's."
