@@ -78,6 +78,7 @@ class DiffusionSettings(DenoiserSettings):
     alpha: float = .01          # share of cells that may lose their class in a race
     valid_fraction: float = .15 # of the patients, where no validation cells are given
 
+# %% ../nbs/03a_diffusion.ipynb #c007b
 @dataclass(repr=False)
 class DiffusionClassifier:
     "A trained denoiser and what is needed to classify with it"
