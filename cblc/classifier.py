@@ -46,6 +46,7 @@ class Classifier:
     start: str = ''        # the weights it began with
     bundle: object = None  # where it was loaded from
     runs: tuple = ()       # folders of its training
+    centers: tuple = ()    # names of those that it was trained in
 
     def __repr__(self): return f'Classifier({len(self.leaves.names)} leaves, {self.size} px, temperature {self.temperature:.2f}, {self.engine})'
 
@@ -69,6 +70,10 @@ class Classifier:
         net = self.net if self.net is not None else load_net(self.bundle)
         net = adapt_norm(net, as_crops(crops, self.size), self.adapt_bn if strength is None else strength)
         return replace(self, net=net, engine=open_engine(net, threads=self.engine.threads), adapt_bn=0.)
+
+    def at(self, center:str, crops)->'Classifier': # another one, which adapts no further
+        "Make the classifier for a center: adapted where the center is named and was not in the training, as it is at home or where nobody says"
+        return self.adapted(crops) if self.adapt_bn and center and center not in self.centers and len(crops) >= 64 else replace(self, adapt_bn=0.)
 
 # %% ../nbs/03_classifier.ipynb #c007
 def stage_cells(crops, labels, patients, leaves, vocabulary, size, what, notes)->tuple: # crops n x S x S x 3, allowed leaves n x leaves, patients; ValueError names `what`
@@ -195,7 +200,7 @@ def fit_classifier(crops, # n x S x S x 3 uint8 of the first stage (expert conto
     stages, valid = hold_out(parts[:-1], parts[-1], s, notes) if valid is not None else hold_out(parts, None, s, notes)
     if centers is not None: notes.append(f"centers: {', '.join(sorted(set(map(str, centers))))}")
     clf = (_fit_one if s.folds == 1 else _fit_folds)(stages, valid, leaves, s, notes, out and Path(out), tuple(cbs))
-    return replace(clf, notes=tuple(notes))
+    return replace(clf, notes=tuple(notes), centers=tuple(sorted(set(map(str, centers)))) if centers is not None else ())
 
 def fit_ensemble(*cells, settings=FitSettings(), folds=5, **kw)->Classifier: # arguments as of `fit_classifier`
     "Train one network a fold of the patients, and let them vote"
@@ -259,7 +264,7 @@ def _for_readers(note): return 'by image' in note or not note.startswith(('stage
 def _meta(clf): # what the bundle says of the network and of how it is asked
     L, nets = clf.leaves, clf.net.members if isinstance(clf.net, Ensemble) else [clf.net]; n = nets[0]
     settings = dict(leaves=dict(categories=L.categories, member=L.member, cblc=L.cblc), fit=asdict(clf.settings) | dict(threads=None), start=clf.start, notes=list(clf.notes),
-                    net=dict(norm=n.norm, center=n.center), views=clf.views, adapt_bn=clf.adapt_bn)
+                    net=dict(norm=n.norm, center=n.center), views=clf.views, adapt_bn=clf.adapt_bn, centers=list(clf.centers))
     meta = dict(kind='classifier', classes=list(L.names), temperature=clf.temperature, thresholds=dict(cblc=clf.threshold), settings=settings, metrics=clf.metrics,
                 input=dict(size=clf.size, channels='RGB', scale='0-255', mean=n.mean.flatten().tolist(), std=n.std.flatten().tolist()))
     w = np.exp(clf.net.log_weight.double().numpy()) if len(nets) > 1 else None
@@ -295,7 +300,7 @@ def load_classifier(bundle=None, # a bundle's folder; None: the one that came wi
     if vocabulary is not None and leaves.names not in {make_leaves(x, vocabulary).names for x in ((), ('artefact',))}:
         raise ValueError(f"{b.path}: was trained with other labels ({', '.join(leaves.names[:8])}{', ...' if len(leaves.names) > 8 else ''}) than the vocabulary ({', '.join(vocabulary.codes[:8])}, ...); give a bundle trained with the vocabulary")
     return Classifier(leaves, m['input']['size'], open_engine(b.file('model.onnx'), backend, threads), m['temperature'], m.get('thresholds', {}).get('cblc', .5),
-                      s.get('views', 1), s.get('adapt_bn', 0.), metrics=m.get('metrics'), notes=tuple(m.get('warnings', ())), start=s.get('start', ''), bundle=b)
+                      s.get('views', 1), s.get('adapt_bn', 0.), centers=tuple(s.get('centers', ())), metrics=m.get('metrics'), notes=tuple(m.get('warnings', ())), start=s.get('start', ''), bundle=b)
 
 def load_net(bundle)->torch.nn.Module: # a `CellNet` or an `Ensemble`; ValueError where the bundle has no weights
     "Build a bundle's network in PyTorch, to train on or to adapt"

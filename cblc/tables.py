@@ -63,8 +63,8 @@ def fit_csv(csv_path, # table of a crop cohort
     generative = isinstance(s, DiffusionSettings); how = replace(STANDARD, size=s.size) if generative or s.view == 'cell' else s.size
     use, crops, v, warn = _usable(csv_path, how, say); ids = use.patient_id.replace('', None) if 'patient_id' in use else None
     if list((out/'run').rglob(Checkpoint.FILE)): say(f'{out/"run"}: an unfinished training; with the same cells and settings it goes on where it was stopped')
-    pick = lambda k: (crops[k], use.label[k].replace('', None).tolist(), None if ids is None else ids[k].tolist())
-    clf = (fit_diffusion if generative else fit_classifier)(*pick(~v), settings=s, vocabulary=vocabulary, valid=pick(v) if v.any() else None, out=out/'run')
+    pick = lambda k: (crops[k], use.label[k].replace('', None).tolist(), None if ids is None else ids[k].tolist()); centers = sorted(set(_centers(use)) - {''})
+    clf = (fit_diffusion if generative else fit_classifier)(*pick(~v), centers or None, settings=s, vocabulary=vocabulary, valid=pick(v) if v.any() else None, out=out/'run')
     for n in (f'started from {clf.start}', *clf.notes, f"validation: {', '.join(f'{k} {x:.3g}' for k, x in clf.metrics.items())}"): say(n)
     name, crop = Path(csv_path).name, None if isinstance(how, int) else asdict(how)
     how = f'--recipe diffusion --size {s.size} --seed {s.seed} (steps={s.steps})' if generative else f'--recipe {s.recipe} --arch {s.arch} --epochs {s.epochs} --size {s.size} --seed {s.seed}' + f' (folds={s.folds})'*(s.folds > 1)
@@ -82,10 +82,7 @@ def open_model(bundle, backend='auto', threads=None): # a model with `predict`, 
 def _shuffled(t): # positions of each center's rows, so mixed that the first stand for all
     return [np.random.default_rng(0).permutation(np.flatnonzero(_centers(t) == c)) for c in sorted(set(_centers(t)))]
 
-def _settled(clf, crops): # a model that adapts to its place does so once a center, and not piece by piece
-    return clf.adapted(crops) if getattr(clf, 'adapt_bn', 0) and len(crops) >= 64 else clf
-
-def predict_csv(csv_path, # table with a column `path`, relative to itself, and perhaps `center`: a model that adapts to its place does so center by center
+def predict_csv(csv_path, # table with a column `path`, relative to itself, and perhaps `center`: a model that adapts does so in each center that is new to it
                 bundle, # a classifier's bundle
                 out, # CSV to write: the input's columns, then `category` and `p_...`; beside it OUT.json on the model
                 backend='auto', threads=None, chunk=4096, say=print)->Path: # ValueError in one line where the table is at fault
@@ -99,7 +96,7 @@ def predict_csv(csv_path, # table with a column `path`, relative to itself, and 
     for rows in _shuffled(t):
         for s in batches(len(rows), chunk):
             crops, got, _, faults = read_singles([Path(csv_path).parent/p for p in t.path.iloc[rows[s]]], how, _centers(t).iloc[rows[s]].tolist()); bad += faults
-            if s.start == 0: own = _settled(clf, crops)
+            if s.start == 0: own = clf.at(_centers(t).iloc[rows[0]], crops) if hasattr(clf, 'at') else clf # once a center, and not piece by piece
             if len(got): pred.iloc[rows[s][got]] = own.predict(crops)[cols].astype(object).to_numpy()
     for line in bad: say(f'skipped: {line}')
     for c in cols[1:]: pred[c] = pred[c].astype(float).round(6)
