@@ -12,7 +12,6 @@ over patients. Drawn cells: the table ranks ideas, it does not foretell a hospit
 import argparse, json, multiprocessing, tempfile, time
 from dataclasses import replace
 from pathlib import Path
-import numpy as np, pandas as pd
 
 EXTERNAL = ('center4', 'center5', 'center6')
 

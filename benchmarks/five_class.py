@@ -11,8 +11,8 @@ seen masks or boxes of part of `bcisc` and `pbc128` in its own training, but no 
 Weighted F1 on the source left out; 95 % intervals by bootstrap over its pictures (2,000 draws, averaged over seeds and sources). No
 source names its patients, so pictures of one patient may count more than once.
 """
-import argparse, json, multiprocessing, os, time
-import numpy as np, pandas as pd
+import argparse, json, multiprocessing, time
+import numpy as np
 
 PEERS = {'plain': ('plain', False), 'p1': ('p1', False), "plain, cblc's crops": ('plain', True), 'cblc': ('cblc', True)}  # recipe, found and lit?
 SOURCES = ('wbc_dataset1', 'wbc_dataset2', 'bcisc', 'pbc128')

@@ -28,7 +28,6 @@ def _diagnose(a):
     print(f'CBLC ratio {100*s["cblc_ratio"]:.1f} % ({100*low:.1f}-{100*high:.1f}), band {s["band"]}, {s["n_cblc"]} of {s["n_cells"]} cells; {len(s["warnings"])} warnings. {s["disclaimer"]}')
 
 def _external(a):
-    from cblc.data import DISCLAIMER
     from cblc.external import ExternalSettings, run_external
     from cblc.study import show_table
     table, problems = run_external(a.cohort, a.model, a.centers, a.out, ExternalSettings(a.segmenter, plain=a.plain, stain=a.stain))

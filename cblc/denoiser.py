@@ -7,9 +7,9 @@ __all__ = ['make_scheduler', 'to_unit', 'to_bytes', 'Noise', 'Denoiser', 'Denois
            'fit_denoiser']
 
 # %% ../nbs/02g_denoiser.ipynb #c002
-import json, math, os
+import math
 import numpy as np, torch
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from torch import nn
 from torch.nn import functional as F

@@ -8,14 +8,13 @@ __all__ = ['Looks', 'center_disc', 'ErrorMeter', 'DiffusionSettings', 'Diffusion
 
 # %% ../nbs/03a_diffusion.ipynb #c002
 import numpy as np, pandas as pd, torch
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from torch.nn import functional as F
 from .bundle import read_bundle, write_bundle
 from .classifier import hold_out, stage_cells
 from .data import VOCABULARY
 from .denoiser import Denoiser, DenoiserSettings, Noise, fit_denoiser, halving, to_unit
-from .leaves import Leaves, fit_temperature, leaf_scores, leaf_table, make_leaves, softmax
+from .leaves import Leaves, fit_temperature, leaf_scores, leaf_table, make_leaves
 from .racing import Bank, fit_bank, fit_time_weight, published_uncertainty, race, race_published
 from .singles import as_crops
 from .training import fit_device

@@ -7,10 +7,10 @@ __all__ = ['sample_cells', 'plot_cells', 'nearest_distance', 'copy_test', 'two_s
 
 # %% ../nbs/03ab_generated.ipynb #c002
 import json
-import numpy as np, pandas as pd, torch
+import numpy as np, torch
 from pathlib import Path
 from .data import DISCLAIMER
-from .denoiser import make_scheduler, to_bytes, to_unit
+from .denoiser import make_scheduler, to_bytes
 from .engine import progress
 from .singles import as_crops
 
