@@ -7,13 +7,13 @@ __all__ = ['AML', 'OTHER', 'NONE', 'SHAPES', 'ROLES', 'Patient', 'mix_ratios', '
            'make_cohort', 'read_truth']
 
 # %% ../nbs/00ab_cohort.ipynb #c003
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 import cv2, numpy as np, pandas as pd
 from shapely.geometry import Polygon, box
 from .data import VOCABULARY, Cohort, write_cohort
+from .engine import cores
 from .synthetic import CENTERS, MARROW, CenterStyle, draw_field, polygons_of
 
 # %% ../nbs/00ab_cohort.ipynb #c006
@@ -147,12 +147,10 @@ def _run(jobs, workers):
     from tqdm import tqdm
     if workers < 2 or len(jobs) < 2: return [_photograph(j) for j in tqdm(jobs, 'fields', disable=None, leave=False)]
     from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
     done = Parallel(n_jobs=workers, return_as='generator')(delayed(_photograph)(j) for j in jobs)
-    return list(tqdm(done, 'fields', len(jobs), disable=None, leave=False))
-
-def _cores():
-    "Count the cores this process may use"
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    try: return list(tqdm(done, 'fields', len(jobs), disable=None, leave=False))
+    finally: get_reusable_executor().shutdown() # its processes would live on idle for five minutes, and a forked process that wants to end waits for them
 
 def _counts(shape, n_patients):
     "Settle how many patients each center has"
@@ -183,7 +181,7 @@ def make_cohort(
                  mix=people[p.patient_id].mix, stream=(seed, 3, row, k), size=size, difficulty=difficulty, jitter=expert_jitter,
                  density=density, auer=.25 if people[p.patient_id].diagnosis == 'AML' else 0.)
             for row, p in enumerate(patients.itertuples()) for k in range(n)]
-    cells = pd.concat(_run(jobs, workers or min(_cores(), 8)), ignore_index=True)
+    cells = pd.concat(_run(jobs, workers or min(cores(), 8)), ignore_index=True)
     truth = [c for c in cells if c.startswith('q_')]
     cells[['cell_id', 'image_id', 'code'] + truth].fillna(0.).to_parquet(root/'truth.parquet', index=False)
     images = pd.DataFrame(jobs)[['image_id', 'patient_id', 'center', 'path']]
