@@ -112,6 +112,7 @@ class Augment:
     "Flips and quarter turns, and whatever else is switched on"
     spin: bool = False      # any angle
     zoom: float = 0.        # sd of the log of the scale
+    resample: float = 1.    # share of the crops that are zoomed and spun
     border: float = 0.      # probability of a pale border
     stain: float = 0.       # strength of stain and brightness in optical density
     light: float = 0.       # largest change of brightness, contrast and saturation, as a share
@@ -121,7 +122,7 @@ class Augment:
                  g:torch.Generator): # the same shape and scale
         "Augment a batch"
         x = flip_and_turn(x, g)
-        if self.zoom or self.spin: x = zoom_and_spin(x, g, self.zoom, self.spin)
+        if self.zoom or self.spin: x = torch.where((torch.rand(len(x), 1, 1, 1, generator=g) < self.resample).to(x.device), zoom_and_spin(x, g, self.zoom, self.spin), x)
         if self.border: x = pale_border(x, g, self.border)
         if self.stain: x = jitter_stain(x, g, self.stain)
         if self.light: x = jitter_light(x, g, self.light)

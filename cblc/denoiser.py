@@ -7,7 +7,7 @@ __all__ = ['make_scheduler', 'to_unit', 'to_bytes', 'Noise', 'Denoiser', 'Denois
            'fit_denoiser']
 
 # %% ../nbs/02g_denoiser.ipynb #c002
-import math
+import math, time
 import numpy as np, torch
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from .augment import Augment, CropBatches
 from .engine import progress
-from .training import fit_device, load_tensors, optimizer_state, run_key, save_tensors
+from .training import fit_device, load_tensors, optimizer_state, own_seed, run_key, save_tensors
 
 # %% ../nbs/02g_denoiser.ipynb #c005
 def make_scheduler(kind='ddim'): # 'ddim' to sample in few steps, 'ddpm' for the noise alone
@@ -51,6 +51,7 @@ class Denoiser(nn.Module):
         from diffusers import UNet2DModel
         if size % (fold*2**(len(widths)-1)): raise ValueError(f'size {size}: give a multiple of {fold*2**(len(widths)-1)}, so that it can be halved')
         self.shape = dict(n_classes=n_classes, size=size, widths=list(widths), layers=layers, fold=fold, heads=heads)
+        if heads == 'all': self.log_gain = nn.Parameter(torch.full((20,), 3.)) # of the time: what a unit of error is worth as evidence, see `denoising_loss`
         self.n_classes, self.size, self.fold, self.heads, plane = n_classes, size, fold, heads, 3*fold**2
         deep = len(widths)-1
         self.unet = UNet2DModel(sample_size=size//fold, in_channels=plane, out_channels=plane*(n_classes+1 if heads == 'all' else 1), block_out_channels=tuple(widths), layers_per_block=layers, norm_num_groups=16,
@@ -73,13 +74,14 @@ class Denoiser(nn.Module):
 class DenoiserSettings:
     "How a denoiser is built and trained"
     size: int = 64              # side of the crops in the network, pixels
-    widths: tuple = (64, 96, 144) # channels at each halving
+    widths: tuple = (64, 128, 192) # channels at each halving
     layers: int = 1             # blocks at each
-    fold: int = 2               # pixels a side that become channels
-    heads: str = 'one'          # 'one' class a run, or 'all' at once
+    fold: int = 4               # pixels a side that become channels
+    heads: str = 'all'          # 'one' class a run, or 'all' at once
+    contrast: float = .1        # weight of telling the classes apart, with all heads; 0: generative alone
     steps: int = 20000
     batch: int = 64
-    lr: float = 5e-4            # AdamW, after a warm-up, down to 0 as a cosine
+    lr: float = 1e-3            # AdamW, after a warm-up, down to 0 as a cosine
     warmup: int = 500           # steps
     weight_decay: float = .01
     ema: float = .999           # decay of the average of the weights
@@ -89,6 +91,7 @@ class DenoiserSettings:
     stain: float = .25          # augmentation, as in `cblc.augment`
     zoom: float = .05
     spin: bool = True
+    resample: float = .5
     balance: float = 1.         # dealing of rare classes: 0 as they come, 1 all equally often
     seed: int = 0
     device: str = 'auto'        # 'cpu', 'cuda', or 'auto'
@@ -96,7 +99,7 @@ class DenoiserSettings:
     threads: int = None
 
     def __post_init__(self):
-        for k, low in dict(size=16, steps=1, batch=2, layers=1, fold=1, snr=0, null=0, stain=0, zoom=0, balance=0).items():
+        for k, low in dict(size=16, steps=1, batch=2, layers=1, fold=1, snr=0, null=0, contrast=0, stain=0, zoom=0, balance=0).items():
             if not getattr(self, k) >= low: raise ValueError(f'{k}={getattr(self, k)}: give {low} or more')
         for k in ('ema', 'null'):
             if not 0 <= getattr(self, k) < 1: raise ValueError(f'{k}={getattr(self, k)}: give a share, 0 or more and below 1')
@@ -114,10 +117,10 @@ def denoising_loss(net, noise:Noise, x, classes, # n x 3 x S x S, -1 to 1; class
     t = ((torch.arange(n) + torch.rand(1, generator=g))/n*1000).long().clamp(0, 999)[torch.randperm(n, generator=g)].to(x.device) # spread evenly over the batch
     e = draw(*x.shape) + (s.noise_offset*draw(n, 3, 1, 1) if s.noise_offset else 0.)
     hidden = (torch.rand(n, generator=g) < s.null).to(x.device); xt, v, w = noise.mix(x, e, t), noise.velocity(x, e, t), noise.weight(t, s.snr)
-    per = lambda p: ((p.float() - v)**2).mean((1, 2, 3))*w
-    if net.heads == 'one': return per(net(xt, t, torch.where(hidden, net.null, classes))).mean()
-    p = net.every(xt, t); i = torch.arange(n, device=x.device) # with all heads, each cell teaches its class and the null class
-    return (per(p[i, classes]).mean() + s.null*per(p[:, -1]).mean())/(1 + s.null)
+    if net.heads == 'one': return (w*((net(xt, t, torch.where(hidden, net.null, classes)).float() - v)**2).mean((1, 2, 3))).mean()
+    err = ((net.every(xt, t).float() - v[:, None])**2).mean((2, 3, 4)) # with all heads, each cell teaches its class, the null class, and the others that it isn't theirs
+    loss = (w*(err[torch.arange(n), classes] + s.null*err[:, -1])).mean()/(1 + s.null)
+    return loss + s.contrast*F.cross_entropy(-err[:, :-1]*net.log_gain[t//50].exp()[:, None], classes) if s.contrast else loss
 
 def halving(run, n:int)->int: # run(slice); the size of a part that fitted
     "Run over a batch in parts that fit into memory"
@@ -134,7 +137,7 @@ def halving(run, n:int)->int: # run(slice); the size of a part that fitted
 class _Trainer: # the state of a training, and one step of it
     def __init__(self, net, s):
         self.s, (self.device, self.mixed) = s, fit_device(s)
-        self.net = net.to(self.device).train(); self.noise = Noise(self.device)
+        self.net = net.to(self.device, memory_format=torch.channels_last).train(); self.noise = Noise(self.device)
         self.opt = torch.optim.AdamW(net.parameters(), lr=s.lr, weight_decay=s.weight_decay, betas=(.9, .99))
         self.mean = {k: v.detach().clone() for k, v in net.state_dict().items()}; self.losses = []
     def step(self, i, x, classes):
@@ -142,7 +145,7 @@ class _Trainer: # the state of a training, and one step of it
         x = x/127.5 - 1; classes = classes.to(self.device); self.opt.zero_grad(); total = []
         def part(k):
             if k.start == 0: self.opt.zero_grad(); total.clear()  # after an overrun of memory: from the beginning
-            with torch.autocast(self.device.split(':')[0], torch.bfloat16, enabled=self.mixed): loss = denoising_loss(self.net, self.noise, x[k], classes[k], torch.Generator().manual_seed(hash((self.s.seed, i, k.start)) % 2**62), self.s)
+            with torch.autocast(self.device.split(':')[0], torch.bfloat16, enabled=self.mixed): loss = denoising_loss(self.net, self.noise, x[k], classes[k], torch.Generator().manual_seed(int(np.random.SeedSequence([self.s.seed, i, k.start]).generate_state(1)[0])), self.s)
             (loss*len(x[k])/len(x)).backward(); total.append(loss.item()*len(x[k])/len(x))
         halving(part, len(x)); torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.); self.opt.step()
         d = min(self.s.ema, (i+1)/(i+10)); self.losses.append(sum(total))
@@ -161,22 +164,10 @@ class _Trainer: # the state of a training, and one step of it
         return about['step']
 
 # %% ../nbs/02g_denoiser.ipynb #c015
-def fit_denoiser(crops, classes, # n x S x S x 3 uint8; n indices 0...
-                 n_classes:int, settings=DenoiserSettings(),
-                 out=None, # folder for the checkpoint, by which a killed run goes on; None keeps nothing
-                 every=60., # seconds between checkpoints
-                 call=None, # called after each step with its number
-                )->tuple: # (Denoiser with averaged weights, on the CPU; losses, one a step)
-    "Train a denoiser, or go on where that was stopped"
-    import time
-    s = settings; classes = np.asarray(classes, np.int64); before = torch.get_num_threads()
-    if s.threads: torch.set_num_threads(s.threads)
-    with torch.random.fork_rng():
-        torch.manual_seed(s.seed); net = Denoiser(n_classes, s.size, s.widths, s.layers, s.fold, s.heads); job = _Trainer(net, s)
-    dl = CropBatches(crops, np.eye(n_classes, dtype=bool)[classes], min(s.batch, len(crops)), Augment(spin=s.spin, zoom=s.zoom, stain=s.stain), s.balance, s.seed, job.device)
-    path = out and Path(out)/'checkpoint.safetensors'; key = path and run_key(s, crops, classes)
-    if path: path.parent.mkdir(parents=True, exist_ok=True)
-    i = at = job.load(path, key) if path else 0; bar = progress(None, 'denoiser', s.steps); bar.update(at); saved = time.time()
+def _run(job, crops, classes, path, every, call): # all steps, or those that are left
+    s, net = job.s, job.net; key, saved = path and run_key(s, crops, classes), time.time()
+    dl = CropBatches(crops, np.eye(net.n_classes, dtype=bool)[classes], min(s.batch, len(crops)), Augment(spin=s.spin, zoom=s.zoom, resample=s.resample, stain=s.stain), s.balance, s.seed, job.device)
+    i = job.load(path, key) if path else 0; bar = progress(None, 'denoiser', s.steps); bar.update(i)
     while i < s.steps:
         dl.epoch = i // len(dl); skip = i % len(dl)
         for j, (x, y) in enumerate(dl):
@@ -186,5 +177,19 @@ def fit_denoiser(crops, classes, # n x S x S x 3 uint8; n indices 0...
             if call: call(i)
             if path and (time.time()-saved > every or i == s.steps): job.save(path, key, i); saved = time.time()
         bar.set_postfix_str(f'loss {np.mean(job.losses[-200:]):.4f}')
-    bar.close(); net.load_state_dict(job.mean); torch.set_num_threads(before)
-    return net.cpu().eval(), np.array(job.losses)
+    bar.close()
+
+def fit_denoiser(crops, classes, # n x S x S x 3 uint8; n indices 0...
+                 n_classes:int, settings=DenoiserSettings(),
+                 out=None, # folder for the checkpoint, by which a killed run goes on; None keeps nothing
+                 every=60., # seconds between checkpoints
+                 call=None, # called after each step with its number
+                )->tuple: # (Denoiser with averaged weights, on the CPU; losses, one a step)
+    "Train a denoiser, or go on where that was stopped"
+    s, path = settings, out and Path(out)/'checkpoint.safetensors'
+    if path: path.parent.mkdir(parents=True, exist_ok=True)
+    with own_seed(s):
+        job = _Trainer(Denoiser(n_classes, s.size, s.widths, s.layers, s.fold, s.heads), s)
+        _run(job, crops, np.asarray(classes, np.int64), path, every, call)
+    job.net.load_state_dict(job.mean)
+    return job.net.cpu().eval(), np.array(job.losses)

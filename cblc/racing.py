@@ -55,6 +55,8 @@ class Race:
     def winner(self): return self.evidence.argmax(1) # n
     @property
     def evaluations(self): return self.pairs.sum(1) # n: runs of a network that answers for one class
+    @property
+    def looks(self): return self.pairs.max(1)       # n: runs of a network that answers for all at once
     def probabilities(self, temperature=1.): return softmax(self.evidence/temperature, 1) # n x C
 
 def _scaled(R, used, bank): # evidence by the number of pairs through which both classes were looked at

@@ -64,9 +64,11 @@ def single_crop(
     scale=None,           # from `usual_scale`; None looks for itself
 ):                        # size x size x 3 uint8, and whether a cell was found
     "Cut the cell out of its picture; where none is found, take the picture as it is"
-    found = segmenter.predict(image, scale=scale if scale and np.isfinite(scale) else None)
-    cell = main_cell(found.polygon, image.shape)
-    return (as_crops([image], settings.size)[0], False) if cell is None else (crop_cells(image, [cell], settings)[0], True)
+    if not scale or not np.isfinite(scale): scale = segmenter.scale(image)
+    cell = main_cell(segmenter.predict(image, scale=scale).polygon, image.shape) if np.isfinite(scale) else None
+    if cell is None: return as_crops([image], settings.size)[0], False
+    um = scale*segmenter.settings.typical_um/segmenter.settings.diameter # a pixel, if the center's usual cell is as large as cells usually are
+    return crop_cells(image, [cell], settings, um)[0], True
 
 # %% ../nbs/02ab_singles.ipynb #c017
 def _read(path): # the picture, or what is wrong with it, in one line

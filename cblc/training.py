@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Ideas', 'FitSettings', 'fit_settings', 'ideas', 'stage_batches', 'save_tensors', 'load_tensors',
-           'JudgeEpoch', 'run_key', 'optimizer_state', 'Checkpoint', 'schedules', 'fit_device', 'fit_stage']
+           'JudgeEpoch', 'run_key', 'optimizer_state', 'own_seed', 'Checkpoint', 'schedules', 'fit_device', 'fit_stage']
 
 # %% ../nbs/02f_training.ipynb #c002
 import hashlib, json, math, os
 import numpy as np, pandas as pd, torch
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -27,14 +28,14 @@ from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine
 # %% ../nbs/02f_training.ipynb #c005
 _BARE = dict(lr=2e-3, batch=32, weight_decay=.01, schedule='one_cycle', warmup=.25, freeze=0., patience=0, monitor='loss', reset_head=False, vote='fit',
              balance=0., tau=0., smoothing=0., focal=0., morphology=0., border_penalty=0., far_penalty=0., center_weight=0., border=0.,
-             dropout=0., drop_path=0., mixup=0., ema=0., sam=0., stain=0., zoom=0., spin=False, light=0., sharpness=0., norm='none', tta=1, adapt_bn=0., view='whole')
+             dropout=0., drop_path=0., mixup=0., ema=0., sam=0., stain=0., zoom=0., spin=False, resample=1., light=0., sharpness=0., norm='none', tta=1, adapt_bn=0., view='whole')
 
 RECIPES = dict( # what each recipe decides
     plain=_BARE,
     p1=_BARE | dict(lr=5e-5, batch=512, weight_decay=1e-3, schedule='cosine', warmup=.2, freeze=.1, patience=10, monitor='balanced_accuracy', reset_head=True, vote='equal',
                     balance=1., tau=1., smoothing=.05, morphology=1., border_penalty=.05, far_penalty=.02, center_weight=.45, border=.6, dropout=.3, drop_path=.1, light=.1, sharpness=.5),
     cblc=_BARE | dict(view='cell', smoothing=.05, stain=.5, zoom=.1, spin=True, balance=1., tta=8, adapt_bn=1.),
-    home=_BARE | dict(smoothing=.05, stain=.1, zoom=.1, spin=True, balance=1., tta=8))
+    home=_BARE | dict(smoothing=.05, stain=.1, zoom=.1, spin=True, resample=.5, balance=1., tta=8))
 
 # %% ../nbs/02f_training.ipynb #c006
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Ideas:
     stain: float = None             # strength of stain and light in optical density
     zoom: float = None              # sd of the log of the scale
     spin: bool = None               # any angle, and not quarter turns only
+    resample: float = None          # share of the crops that are zoomed and spun; the others keep their pixels, and are as sharp as those to be judged
     light: float = None             # brightness, contrast, saturation, +- this share
     sharpness: float = None         # largest share blurred or sharpened
     norm: str = None                # colours normalised by the training set ('none') or by each crop ('image')
@@ -199,6 +201,16 @@ def optimizer_state(opt, flat)->dict: # flat: 'i.name' -> tensor
     for k, v in flat.items():
         i, name = k.split('.'); state.setdefault(int(i), {})[name] = torch.empty_like(ps[int(i)]).copy_(v) if v.ndim else v
     return dict(state=state, param_groups=opt.state_dict()['param_groups'])
+
+@contextmanager
+def own_seed(s): # settings with `seed` and `threads`
+    "Give a training a random state and a number of threads of its own, and give back what was before"
+    before = torch.get_num_threads()
+    with torch.random.fork_rng():
+        torch.manual_seed(s.seed)
+        if s.threads: torch.set_num_threads(s.threads)
+        try: yield
+        finally: torch.set_num_threads(before)
 
 def _rng(): return torch.get_rng_state() if not torch.cuda.is_available() else torch.cat([torch.get_rng_state(), torch.cuda.get_rng_state()])
 
