@@ -16,14 +16,14 @@ if __name__ == '__main__':
     from cblc.classifier import fit_classifier
     from cblc.crops import STANDARD
     from cblc.engine import cores
-    from cblc.public import part_of, public_root, read_pbc
+    from cblc.public import FINE, part_of, public_root, read_pbc
     from cblc.singles import read_singles
     from cblc.training import FitSettings
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); ap.add_argument('--recipe', default='home'); ap.add_argument('--out'); ap.add_argument('--quick', action='store_true')
     for k, v in dict(epochs=25, size=96, seed=0, threads=cores()).items(): ap.add_argument(f'--{k}', type=int, default=v)
     a = ap.parse_args(); t = time.time()
     if public_root() is None: raise SystemExit('no public images here; set CBLC_DATA to their folder (data/README.md)')
-    cells = read_pbc()[0]; cells = cells[~cells.label.isin(('IG', 'NEUTROPHIL'))].reset_index(drop=True)
+    cells = read_pbc()[0]; cells = cells[cells.label.isin(FINE)].reset_index(drop=True)
     if a.quick: cells, a.epochs, a.size = cells.groupby('label').head(20).reset_index(drop=True), 1, 32
     s = FitSettings(recipe=a.recipe, size=a.size, epochs=a.epochs, seed=a.seed, pretrained=False, threads=a.threads)
     crops, rows, found, bad = read_singles(cells.path.tolist(), replace(STANDARD, size=a.size) if s.view == 'cell' else a.size, cells.center.tolist())

@@ -14,10 +14,8 @@ import numpy as np
 from cblc.crops import SIZED
 from cblc.diffusion import DiffusionSettings, fit_diffusion
 from cblc.engine import cores
-from cblc.public import part_of, public_root, read_pbc
+from cblc.public import FINE, part_of, public_root, read_pbc
 from cblc.singles import read_singles
-
-FINE = ('BA', 'BNE', 'EO', 'ERB', 'LY', 'MMY', 'MO', 'MY', 'PMY', 'SNE') # PBC's labels that tell a stage; IG and NEUTROPHIL don't
 
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
