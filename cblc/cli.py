@@ -74,7 +74,7 @@ def make_parser()->argparse.ArgumentParser:
     out, seg = ('--out', dict(required=True, metavar='DIR', help='folder for the results')), ('--segmenter', dict(default='', metavar='BUNDLE', help='default: the shipped one'))
     stain = ('--stain', dict(default='none', choices=['none', 'reinhard', 'macenko'], help='judge the model also after stain normalisation to the main cohort'))
     number = lambda flag, help: (flag, dict(type=int, help=help))
-    train = [('--recipe', dict(help='plain, p1 or cblc; for fit also diffusion')), ('--arch', dict(help='any timm model')), number('--epochs', 'of a stage'), number('--size', 'side of a crop, px'), number('--seed', 'of everything random')]
+    train = [('--recipe', dict(help='plain, p1, cblc (for laboratories it has not seen) or home (for your own); for fit also diffusion')), ('--arch', dict(help='any timm model')), number('--epochs', 'of a stage'), number('--size', 'side of a crop, px'), number('--seed', 'of everything random')]
     command('demo', _demo, 'the whole study on a synthetic six-center cohort', ('--out', dict(default='demo', metavar='DIR')), ('--seed', dict(type=int, default=0)))
     command('study', _study, 'segment, match, train, validate and report a cohort', ('cohort', {}), out, seg, *train, stain, ('--baseline-plain', dict(action='store_true', help='also train a plain classifier on the same crops, to compare with')))
     command('diagnose', _diagnose, "one patient's images, a folder of them or a slide", ('images', dict(nargs='+')), out, ('--model', dict(default='', metavar='BUNDLE', help='default: the shipped research bundle')), seg, ('--patient', dict(default='', metavar='ID')))
