@@ -14,7 +14,7 @@ import argparse, json, time
 import numpy as np, pandas as pd, shapely
 from cblc.data import read_image
 from cblc.engine import cores
-from cblc.matching import average_precision, match
+from cblc.matching import average_precision
 from cblc.public import read_bcisc, read_segpc, read_segmentation_wbc, components
 from cblc.segmentation import Segmenter, segment_images
 

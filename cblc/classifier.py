@@ -7,10 +7,9 @@ __all__ = ['Classifier', 'stage_cells', 'hold_out', 'fit_classifier', 'fit_ensem
            'export_onnx', 'save_classifier', 'load_classifier', 'load_net']
 
 # %% ../nbs/03_classifier.ipynb #c002
-import json, math, warnings
+import warnings
 import numpy as np, pandas as pd, torch
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from .singles import as_crops
 from .bundle import read_bundle, shipped, write_bundle
@@ -19,7 +18,7 @@ from .engine import compact_onnx, open_engine, run_batches
 from .leaves import Leaves, allowed_leaves, fit_temperature, fit_weights, fold_cells, leaf_scores, leaf_shares, leaf_table, make_leaves, softmax, split_cells
 from .learning import LeafLoss
 from .network import CellNet, Ensemble, adapt_norm, blank_head, make_body
-from .training import Checkpoint, FitSettings, RECIPES, fit_settings, fit_stage, run_key
+from .training import Checkpoint, FitSettings, fit_stage, own_seed, run_key
 
 # %% ../nbs/03_classifier.ipynb #c005
 _WAYS = (0, 3, 1, 2, 4, 7, 5, 6) # of looking at a crop, the half turn first; bit 4: transposed, 1 and 2: flipped
@@ -127,15 +126,6 @@ def _start_net(stages, leaves, shares, rows, s): # the network before training: 
     return net.to(memory_format=torch.channels_last), start
 
 # %% ../nbs/03_classifier.ipynb #c010
-@contextmanager
-def _own_seed(s): # a random state and a number of threads of its own
-    before = torch.get_num_threads()
-    with torch.random.fork_rng():
-        torch.manual_seed(s.seed)
-        if s.threads: torch.set_num_threads(s.threads)
-        try: yield
-        finally: torch.set_num_threads(before)
-
 def _train(net, stages, valid, s, loss, out, key, cbs): # all stages, or those that are left; returns the curves
     done = Checkpoint.find(out, key)[1] if out else {}; rows = done.get('before', [])
     for i, (x, a, _) in enumerate(stages):
@@ -158,7 +148,7 @@ def _calibrate(clf, valid): # temperature and figures by the validation cells, t
 
 def _fit_one(stages, valid, leaves, s, notes, out, cbs): # a classifier of one network
     known, rows = _known(leaves, s); shares = _shares(stages, leaves, known, notes)
-    with _own_seed(s):
+    with own_seed(s):
         net, start = _start_net(stages, leaves, shares, rows, s)
         curves = _train(net, stages, valid, s, LeafLoss(shares, s.tau, s.smoothing, s.focal), out, out and run_key(s, *(x for p in (*stages, valid) for x in p[:2])), cbs)
     net.off[torch.from_numpy(known)] = 0.     # shut while training, so that nothing pushed them down; open again

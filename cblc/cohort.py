@@ -14,7 +14,7 @@ import cv2, numpy as np, pandas as pd
 from shapely.geometry import Polygon, box
 from .data import VOCABULARY, Cohort, write_cohort
 from .engine import cores
-from .synthetic import CENTERS, MARROW, CenterStyle, draw_field, polygons_of
+from .synthetic import CENTERS, MARROW, draw_field, polygons_of
 
 # %% ../nbs/00ab_cohort.ipynb #c006
 # subtype: how often, the share of the family (low, high), its codes, and factors on the rest

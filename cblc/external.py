@@ -7,8 +7,8 @@ __all__ = ['NOTEBOOK', 'ExternalSettings', 'normalizer_of', 'load_center', 'exte
            'write_html', 'run_center', 'run_external', 'write_center']
 
 # %% ../nbs/05_external.ipynb #c003
-import hashlib, json, os
-import numpy as np, pandas as pd
+import hashlib, json
+import numpy as np
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import cblc

@@ -9,7 +9,7 @@ __all__ = ['adjusted_count', 'probabilistic_adjusted_count', 'undo_recall', 'em_
 
 # %% ../nbs/04b_prevalence.ipynb #c003
 import numpy as np, pandas as pd
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from scipy import special, stats
 from scipy.stats import qmc

@@ -13,7 +13,7 @@ from dataclasses import dataclass, asdict
 from pathlib import Path
 import numpy as np, pandas as pd, shapely
 from shapely.affinity import scale as _scale, translate as _translate
-from .data import read_image, BadImage, polygon_to_mask
+from .data import read_image, BadImage
 from .bundle import read_bundle, write_bundle, shipped
 from .engine import compact_onnx, open_engine, progress
 

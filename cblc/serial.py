@@ -8,7 +8,7 @@ __all__ = ['count_smears', 'draw_ratios', 'change', 'serial_table', 'smallest_ch
 # %% ../nbs/04d_serial.ipynb #c003
 import numpy as np, pandas as pd
 from scipy import stats
-from .patient import THRESHOLDS, _axis, _need, count_fields
+from .patient import _axis, _need, count_fields
 from .prevalence import Clustering, _error_rates, _icc_weights, _moments, _sizes, _sobol, adjusted_count, correct_ratios, undo_recall
 
 # %% ../nbs/04d_serial.ipynb #c007

@@ -8,7 +8,6 @@ __all__ = ['LEAST_SHARE', 'as_crops', 'main_cell', 'usual_scale', 'single_crop',
 # %% ../nbs/02ab_singles.ipynb #c002
 import numpy as np
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from PIL import Image
 from .crops import STANDARD, CropSettings, crop_cells
 from .data import BadImage, read_image

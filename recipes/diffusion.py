@@ -10,7 +10,6 @@ goes on by the same command.
 """
 import argparse
 from dataclasses import asdict, replace
-import numpy as np
 from cblc.crops import SIZED
 from cblc.diffusion import DiffusionSettings, fit_diffusion
 from cblc.engine import cores

@@ -11,11 +11,11 @@ Tiles of 320 px are put together from four sources, then a YOLO11n-seg is traine
 
 SegPC (non-commercial) and segmentation_WBC (GPL) are never read here.
 """
-import argparse, json, os, shutil
+import argparse, os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-import cv2, numpy as np, pandas as pd, shapely
+import cv2, numpy as np, shapely
 from shapely.affinity import affine_transform
 from cblc.data import read_image, polygon_to_mask
 from cblc.public import read_bcisc, read_pbc, read_txl, box_polygon
