@@ -19,7 +19,8 @@ SOURCES = ('wbc_dataset1', 'wbc_dataset2', 'bcisc', 'pbc128')
 
 def read(pictures, size):
     "Both views of all pictures: as they are, and as cells found and lit."
-    from cblc.singles import STANDARD, read_singles
+    from cblc.crops import STANDARD
+    from cblc.singles import read_singles
     from dataclasses import replace
     views = {}
     for found, how in ((False, size), (True, replace(STANDARD, size=size))):

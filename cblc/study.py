@@ -123,7 +123,8 @@ def fit_study(
     command:str='cblc study',
 ):                               # the classified cells of the main patients outside training
     "Train in two stages, save the bundle, freeze what was fitted on the main cohort."
-    from cblc.classifier import Classifier, fit_classifier, fit_settings
+    from cblc.classifier import Classifier, fit_classifier
+    from cblc.training import fit_settings
     from cblc.external import normalizer_of
     from cblc.judge import frozen_of
     s, out, crop = settings, Path(out), replace(STANDARD, size=settings.size); part = lambda cells, *names: cells.patient_id.map(split).isin(names)
