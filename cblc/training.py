@@ -35,7 +35,7 @@ RECIPES = dict( # what each recipe decides
     p1=_BARE | dict(lr=5e-5, batch=512, weight_decay=1e-3, schedule='cosine', warmup=.2, freeze=.1, patience=10, monitor='balanced_accuracy', reset_head=True, vote='equal',
                     balance=1., tau=1., smoothing=.05, morphology=1., border_penalty=.05, far_penalty=.02, center_weight=.45, border=.6, dropout=.3, drop_path=.1, light=.1, sharpness=.5),
     cblc=_BARE | dict(view='cell', smoothing=.05, stain=.5, zoom=.1, spin=True, balance=1., tta=8, adapt_bn=1.),
-    home=_BARE | dict(smoothing=.05, tta=8))
+    home=_BARE | dict(smoothing=.05, stain=.1, zoom=.1, spin=True, resample=.5, balance=.5, tta=8))
 
 # %% ../nbs/02f_training.ipynb #c006
 @dataclass(frozen=True)
