@@ -122,7 +122,9 @@ class Augment:
                  g:torch.Generator): # the same shape and scale
         "Augment a batch"
         x = flip_and_turn(x, g)
-        if self.zoom or self.spin: x = torch.where((torch.rand(len(x), 1, 1, 1, generator=g) < self.resample).to(x.device), zoom_and_spin(x, g, self.zoom, self.spin), x)
+        if self.zoom or self.spin:
+            k = (torch.rand(len(x), 1, 1, 1, generator=g) < self.resample).to(x.device) if self.resample < 1 else torch.ones(1, dtype=torch.bool, device=x.device)
+            x = torch.where(k, zoom_and_spin(x, g, self.zoom, self.spin), x)
         if self.border: x = pale_border(x, g, self.border)
         if self.stain: x = jitter_stain(x, g, self.stain)
         if self.light: x = jitter_light(x, g, self.light)
