@@ -62,7 +62,7 @@ def few(y, n, seed):
 
 def diffusion_settings(a, **kw):
     tiny = dict(widths=(32, 48), candidates=(6, 2), bank_cells=40, batch=16) if a.quick else {}
-    return DiffusionSettings(**dict(size=a.size, steps=a.steps, warmup=min(200, a.steps//4), null=.3, stain=.1, precision='bf16', seed=a.seed, device=a.device, threads=a.threads) | tiny | kw)
+    return DiffusionSettings(**dict(size=a.size, steps=a.steps, precision='bf16', seed=a.seed, device=a.device, threads=a.threads) | tiny | kw)
 
 def cnn_settings(a, like, **kw):
     "A classifier augmented as the diffusion model is."
@@ -110,7 +110,7 @@ def in_domain(a):
 def low_run(a, train, valid, test, job):
     "One draw of few cells: balanced accuracy of both models. The classifier sees as many crops as the diffusion model does."
     n, seed = job; tr, va = few(train[1], n, seed), few(valid[1], max(2, n//4), seed); pick = lambda p, i: (p[0][i], p[1][i])
-    steps = max(20, a.steps*n//50); s = diffusion_settings(a, seed=seed, steps=steps, warmup=min(100, steps//4), batch=min(32, len(tr)), threads=1 if a.jobs > 1 else a.threads)
+    steps = max(20, a.steps*n//50); s = diffusion_settings(a, seed=seed, steps=steps, batch=min(32, len(tr)), threads=1 if a.jobs > 1 else a.threads)
     d = fit_generative(*pick(train, tr), pick(valid, va), s); c = fit_cnn(*pick(train, tr), pick(valid, va), cnn_settings(a, s, epochs=max(2, steps*s.batch//len(tr)), threads=s.threads))
     return [dict(n=n, seed=seed, model=k, bal_acc=balanced_accuracy_score(test[1], names_of(m, test[0]))) for k, m in (('diffusion', d), ('cnn', c))]
 
@@ -151,13 +151,14 @@ def anomaly(a):
     part, (x, y, k) = pbc_cells(a); known = y != a.hold_out; train = part('train', known); foreign = foreign_cells(a, x, y, k)
     d, c = fit_both(a, train, part('valid', known), dict(ERB='diffusion_no_erb', LMU='diffusion').get(a.hold_out)); own = part('test', known)[0]
     both, truth = np.concatenate([own, foreign]), np.repeat([0, 1], [len(own), len(foreign)]); m = d.meter(both)
-    scores = {'diffusion: profile': d.anomaly(both, m), 'diffusion: null class': d.anomaly(both, m, 'null'), 'diffusion: max probability': 1-d.race(both, meter=m).probabilities(d.temperature).max(1)}
+    kinds = {'diffusion': 'both', 'diffusion: coarse look alone': 'look', 'diffusion: errors alone': 'errors', 'diffusion: null class': 'null'}
+    scores = {name: d.anomaly(both, m, kind) for name, kind in kinds.items()} | {'diffusion: max probability': 1-d.race(both, meter=m).probabilities(d.temperature).max(1)}
     scores |= {f'{a.arch}: {name}': v for name, v in cnn_scores(c, both, train).items()}; auc = {}
     for name, v in scores.items():
         (auc[name],), draws = draws_of(roc_auc_score, truth, v, n=200); fpr, tpr, _ = roc_curve(truth, v); j = (tpr-fpr).argmax()
         print(f'{name:34s} AUC {auc[name]:.3f} [{ends(draws)}], at the Youden point sensitivity {tpr[j]:.3f}, specificity {1-fpr[j]:.3f}')
     print(f'{a.hold_out} (n={len(foreign)}) against {len(own)} test cells of the known classes')
-    return dict(auc=round(auc['diffusion: profile'], 4), auc_best_cnn=round(max(v for name, v in auc.items() if not name.startswith('diffusion')), 4))
+    return dict(auc=round(auc['diffusion'], 4), auc_best_cnn=round(max(v for name, v in auc.items() if not name.startswith('diffusion')), 4))
 
 def shift(a):
     part, _ = pbc_cells(a, {k: v for k, v in FIVE.items() if k.isupper()}); d, c = fit_both(a, part('train'), part('valid'))
@@ -192,7 +193,7 @@ QUESTIONS = {'in-domain': in_domain, 'low-data': low_data, 'anomaly': anomaly, '
 
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); ap.add_argument('what', choices=QUESTIONS)
-    for k, v in dict(steps=4000, seed=0, seeds=5, epochs=14, size=64, cells=1000, threads=cores(), jobs=1).items(): ap.add_argument(f'--{k}', type=int, default=v)
+    for k, v in dict(steps=DiffusionSettings.steps, seed=0, seeds=5, epochs=14, size=64, cells=1000, threads=cores(), jobs=1).items(): ap.add_argument(f'--{k}', type=int, default=v)
     for k, v in dict(arch='efficientnet_b0', device='auto', work='').items(): ap.add_argument(f'--{k}', default=v)
     ap.add_argument('--hold-out', default='ERB', choices=['ERB', 'PMY', 'LMU']); ap.add_argument('--train', action='store_true'); ap.add_argument('--quick', action='store_true'); a = ap.parse_args()
     if public_root() is None: raise SystemExit('no public images here; set CBLC_DATA to their folder (data/README.md)')

@@ -56,6 +56,7 @@ class Denoiser(nn.Module):
         deep = len(widths)-1
         self.unet = UNet2DModel(sample_size=size//fold, in_channels=plane, out_channels=plane*(n_classes+1 if heads == 'all' else 1), block_out_channels=tuple(widths), layers_per_block=layers, norm_num_groups=16,
                                 down_block_types=('DownBlock2D',)*deep + ('AttnDownBlock2D',), up_block_types=('AttnUpBlock2D',) + ('UpBlock2D',)*deep, num_class_embeds=n_classes+1 if heads == 'one' else None)
+        if heads == 'all': self.unet.conv_out = nn.Conv2d(widths[0], self.unet.config.out_channels, 1) # many channels: a third of all work, were it 3 x 3
     @property
     def null(self): return self.n_classes # the index of the null class
 
@@ -69,26 +70,34 @@ class Denoiser(nn.Module):
         if self.heads == 'all': return self.every(x, t)[torch.arange(len(x)), classes]
         return F.pixel_shuffle(self.unet(F.pixel_unshuffle(x, self.fold), t, class_labels=classes).sample, self.fold)
 
+    def errors(self, xt, t, v, disc=None)->torch.Tensor: # true velocity n x 3 x S x S; weights S x S that sum to 1, or None: all pixels alike -> n x classes+1
+        "Measure each class's squared error of the velocity, mean over pixels and channels"
+        p, w = self.every(xt, t) if self.heads == 'one' else None, disc
+        if p is None: # compared as the pixels are folded, which spares bringing every class's picture back
+            fold = lambda x: F.pixel_unshuffle(x, self.fold).contiguous(memory_format=torch.channels_last); p, v, w = self.unet(fold(xt), t).sample.unflatten(1, (self.n_classes+1, -1)), fold(v), None if disc is None else fold(disc[None, None])[0].repeat(3, 1, 1)
+        e = F.mse_loss(p.float(), v[:, None].expand_as(p), reduction='none')
+        return e.mean((2, 3, 4)) if w is None else (e*w).sum((2, 3, 4))/3
+
 # %% ../nbs/02g_denoiser.ipynb #c012
 @dataclass(frozen=True)
 class DenoiserSettings:
     "How a denoiser is built and trained"
     size: int = 64              # side of the crops in the network, pixels
-    widths: tuple = (64, 128, 192) # channels at each halving
+    widths: tuple = (64, 96, 128) # channels at each halving
     layers: int = 1             # blocks at each
     fold: int = 4               # pixels a side that become channels
     heads: str = 'all'          # 'one' class a run, or 'all' at once
-    contrast: float = .1        # weight of telling the classes apart, with all heads; 0: generative alone
-    steps: int = 20000
+    contrast: float = 1.        # weight of telling the classes apart, with all heads; 0: generative alone
+    steps: int = 3600
     batch: int = 64
     lr: float = 1e-3            # AdamW, after a warm-up, down to 0 as a cosine
-    warmup: int = 500           # steps
+    warmup: int = 200           # steps, a quarter of all at most
     weight_decay: float = .01
     ema: float = .999           # decay of the average of the weights
     snr: float = 5.             # Min-SNR gamma; 0: all times alike
-    null: float = .1            # share of the cells whose class is withheld
+    null: float = .3            # share of the cells whose class is withheld
     noise_offset: float = 0.    # noise common to all pixels of a channel (P2: 0.1)
-    stain: float = .25          # augmentation, as in `cblc.augment`
+    stain: float = .1           # augmentation, as in `cblc.augment`
     zoom: float = .05
     spin: bool = True
     resample: float = .5
@@ -107,7 +116,7 @@ class DenoiserSettings:
         if self.precision not in ('auto', 'f32', 'bf16'): raise ValueError(f"precision={self.precision!r}: give 'auto', 'f32' or 'bf16'")
 
     def at(self, step): # the learning rate of a step
-        return self.lr*min(1, (step+1)/self.warmup)*.5*(1+math.cos(math.pi*step/self.steps))
+        return self.lr*min(1, (step+1)/min(self.warmup, self.steps//4 + 1))*.5*(1+math.cos(math.pi*step/self.steps))
 
 # %% ../nbs/02g_denoiser.ipynb #c013
 def denoising_loss(net, noise:Noise, x, classes, # n x 3 x S x S, -1 to 1; class indices
@@ -118,7 +127,7 @@ def denoising_loss(net, noise:Noise, x, classes, # n x 3 x S x S, -1 to 1; class
     e = draw(*x.shape) + (s.noise_offset*draw(n, 3, 1, 1) if s.noise_offset else 0.)
     hidden = (torch.rand(n, generator=g) < s.null).to(x.device); xt, v, w = noise.mix(x, e, t), noise.velocity(x, e, t), noise.weight(t, s.snr)
     if net.heads == 'one': return (w*((net(xt, t, torch.where(hidden, net.null, classes)).float() - v)**2).mean((1, 2, 3))).mean()
-    err = ((net.every(xt, t).float() - v[:, None])**2).mean((2, 3, 4)) # with all heads, each cell teaches its class, the null class, and the others that it isn't theirs
+    err = net.errors(xt, t, v) # with all heads, each cell teaches its class, the null class, and the others that it isn't theirs
     loss = (w*(err[torch.arange(n), classes] + s.null*err[:, -1])).mean()/(1 + s.null)
     return loss + s.contrast*F.cross_entropy(-err[:, :-1]*net.log_gain[t//50].exp()[:, None], classes) if s.contrast else loss
 

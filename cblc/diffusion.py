@@ -15,7 +15,7 @@ from .classifier import hold_out, stage_cells
 from .data import VOCABULARY
 from .denoiser import Denoiser, DenoiserSettings, Noise, fit_denoiser, to_unit
 from .leaves import Leaves, fit_temperature, leaf_scores, leaf_table, make_leaves
-from .looks import ErrorMeter, Looks, Profile, center_disc
+from .looks import ErrorMeter, Looks, Normals, Profile, center_disc
 from .racing import Bank, fit_bank, fit_time_weight, published_uncertainty, race, race_published
 from .singles import as_crops
 from .training import fit_device
@@ -28,7 +28,7 @@ class DiffusionSettings(DenoiserSettings):
     looks: int = 16             # pairs of the bank
     candidates: tuple = (16, 4) # times x noises that the bank is chosen from
     bank_cells: int = 300       # validation cells it is chosen on, all classes alike
-    profile_looks: int = 8      # pairs for the anomaly, spread over the times
+    profile_looks: int = 4      # pairs for the anomaly, spread over the earlier half of the times
     profile_cells: int = 1500   # validation cells its usual values are learned from, all classes alike
     alpha: float = .01          # share of cells that may lose their class in a race
     valid_fraction: float = .15 # of the patients, where no validation cells are given
@@ -74,9 +74,9 @@ class DiffusionClassifier:
         "Measure the error of every class at some looks"
         shape = len(crops), self.net.n_classes+1, len(pairs); i, c, p = (v.ravel() for v in np.indices(shape))
         return (meter or self.meter(crops))(i, c, np.asarray(pairs)[p]).reshape(shape)
-    def anomaly(self, crops, meter=None, kind='profile')->np.ndarray: # n; larger is more foreign
-        "Measure how unlike all known cells each crop is; `kind` is 'profile' or 'null'"
-        e = self.errors(crops, self.profile.pairs, meter); return self.profile.distance(e) if kind == 'profile' else self.profile.null(e)
+    def anomaly(self, crops, meter=None, kind=None)->np.ndarray: # n, 0-1; with `kind`, the distance it is made of, or another (see `Profile.distance`)
+        "Measure how unlike all known cells each crop is"
+        crops = as_crops(crops, self.size); e = self.errors(crops, self.profile.pairs, meter); return self.profile.distance(crops, e, kind) if kind else self.profile.anomaly(crops, e)
 
     def probabilities(self, crops, **kw): return self.race(crops).probabilities(self.temperature) if len(crops) else np.zeros((0, len(self.leaves.names)))
 
@@ -120,10 +120,10 @@ def _single(stage, what, notes): # the cells whose label says one leaf
 def _even(classes, n, rng): # n cells, all classes alike as far as they go
     rank = pd.Series(rng.random(len(classes))).groupby(classes).rank().to_numpy(); return np.sort(np.lexsort((classes, rank))[:n])
 
-def _learn_looks(model, x, y, s, rng): # bank, profiles and times' weights by validation cells
+def _learn_looks(model, x, y, train, s, rng): # bank, profiles and times' weights by validation cells; the coarse look by training cells
     k = _even(y, s.bank_cells, rng); e = model.errors(x[k], np.arange(len(model.looks)))[:, :-1]; model.bank = fit_bank(e, y[k], s.looks)
     t = np.tile(model.looks.times, len(k)); model.time_weight = (t, (e*Noise().kept.numpy()[model.looks.times]).std(1).ravel())  # of the noise's error, as P2 weighs it
-    k, pairs = _even(y, s.profile_cells, rng), np.unique(np.linspace(0, s.candidates[0]-1, s.profile_looks).round().astype(int)); model.profile = Profile.fit(model.errors(x[k], pairs), y[k], pairs)
+    k, pairs = _even(y, s.profile_cells, rng), np.unique(np.linspace(0, (s.candidates[0]-1)/2, s.profile_looks).round().astype(int)); model.profile = Profile.fit(pairs, *train, x[k], model.errors(x[k], pairs), y[k])
 
 def fit_diffusion(crops,            # n x S x S x 3 uint8, or a list of pictures
                   labels,           # n: codes, or any names where `vocabulary` is None; missing: not used
@@ -145,7 +145,7 @@ def fit_diffusion(crops,            # n x S x S x 3 uint8, or a list of pictures
     if s.epochs: s = replace(s, steps=s.epochs*max(1, round(len(x)/s.batch)))
     net, losses = fit_denoiser(x, y, len(leaves.names), DenoiserSettings(**{f.name: getattr(s, f.name) for f in fields(DenoiserSettings)}), out)
     model = DiffusionClassifier(leaves, net, Looks.grid(*s.candidates, seed=s.seed), None, None, alpha=s.alpha, settings=s, losses=losses, device=s.device)
-    _learn_looks(model, vx, vy, s, np.random.default_rng(s.seed)); ended = model.race(vx); ticks = np.eye(len(leaves.names), dtype=bool)[vy]
+    _learn_looks(model, vx, vy, (x, y), s, np.random.default_rng(s.seed)); ended = model.race(vx); ticks = np.eye(len(leaves.names), dtype=bool)[vy]
     model.temperature = fit_temperature(ended.evidence, ticks); model.metrics = leaf_scores(ended.probabilities(model.temperature), ticks, leaves, model.threshold) | dict(runs_a_cell=float(model.runs(ended).mean()))
     return replace(model, notes=(*notes, f'{len(x)} cells, {s.steps} steps'))
 
@@ -162,8 +162,14 @@ def save_diffusion(model:DiffusionClassifier, folder, trained_on:str, trained_ho
                  bank={k: array(getattr(model.bank, k)) for k in ('pairs', 'gain', 'scale', 'info')}, profile=array(model.profile.pairs), time_weight=array(_binned(model.time_weight)), fit=asdict(model.settings) if model.settings else {})
     meta = dict(kind='diffusion', name=name, classes=list(L.names), temperature=model.temperature, thresholds=dict(cblc=model.threshold) if L.has_cblc else {}, settings=about, metrics=model.metrics or {}, trained_on=trained_on, trained_how=trained_how,
                 warnings=[*warnings, *model.notes], input=dict(size=model.size, channels='RGB', scale=1/127.5, mean=[1.]*3, std=[1.]*3, crop=crop)) | {k: v for k, v in dict(licence=licence, created=created).items() if v}
-    arrays = {f'net.{k}': v.cpu().numpy().astype(np.float16) for k, v in model.net.state_dict().items()} | {f'profile.{k}': np.asarray(getattr(model.profile, k), np.float32) for k in ('usual', 'means', 'whiten')}
+    arrays = {f'net.{k}': v.cpu().numpy().astype(np.float16) for k, v in model.net.state_dict().items()} | {f'profile.{k}': np.asarray(v, np.float32) for k, v in _arrays(model.profile)}
     return write_bundle(folder, meta, arrays)
+
+def _arrays(p): # of a profile, by name
+    return [(k, getattr(p, k)) for k in ('usual', 'limit')] + [(f'{n}.{f.name}', getattr(getattr(p, n), f.name)) for n in ('look', 'errors') for f in fields(Normals)]
+
+def _profile(pairs, a): # from its arrays
+    normals = {n: Normals(*[a[f'{n}.{f.name}'].astype(float) for f in fields(Normals)]) for n in ('look', 'errors')}; return Profile(np.asarray(pairs), a['usual'], limit=a['limit'], **normals)
 
 def _binned(tw): # times and mean spread at each
     t, s = tw; u = np.unique(t); return [u, [s[t == v].mean() for v in u]]
@@ -174,7 +180,7 @@ def load_diffusion(bundle, backend='auto', threads=None, device='auto')->Diffusi
     try: net.load_state_dict({k: torch.from_numpy(v) for k, v in part('net').items()})
     except RuntimeError as e: raise ValueError(f"{b.path}: the weights are not those of a {m['input']['size']} px denoiser of {len(m['classes'])} classes; make the bundle again") from e
     L = s['leaves']; leaves = Leaves(tuple(m['classes']), tuple(L['categories']), tuple(L['member']), tuple(L['cblc'])); array = np.asarray
-    return DiffusionClassifier(leaves, net.eval(), Looks(array(s['looks']['times']), array(s['looks']['seeds'])), Bank(**{k: array(v) for k, v in s['bank'].items()}), Profile(array(s['profile']), **part('profile')), tuple(map(array, s['time_weight'])), m['temperature'],
+    return DiffusionClassifier(leaves, net.eval(), Looks(array(s['looks']['times']), array(s['looks']['seeds'])), Bank(**{k: array(v) for k, v in s['bank'].items()}), _profile(s['profile'], part('profile')), tuple(map(array, s['time_weight'])), m['temperature'],
                                m.get('thresholds', {}).get('cblc', .5), s['alpha'], DiffusionSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in s['fit'].items()}) if s['fit'] else None, m.get('metrics'), tuple(m.get('warnings', ())), bundle=b, device=device)
 
 DiffusionClassifier.save = save_diffusion

@@ -9,7 +9,7 @@ __all__ = ['counterfactual', 'heat', 'plot_counterfactual']
 import numpy as np, torch
 from .augment import border_ring
 from .denoiser import Noise, to_unit
-from .diffusion import Looks
+from .looks import Looks
 from .singles import as_crops
 
 # %% ../nbs/03b_explain.ipynb #c005

@@ -8,16 +8,16 @@ __all__ = ['LOADERS', 'fit_csv', 'open_model', 'predict_csv']
 # %% ../nbs/03c_tables.ipynb #c002
 import json
 import numpy as np, pandas as pd
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from .bundle import read_bundle
 from .classifier import fit_classifier, load_classifier
-from .crops import SIZED, STANDARD, CropSettings
+from .crops import CropSettings
 from .data import DISCLAIMER, VOCABULARY
 from .diffusion import DiffusionSettings, fit_diffusion, load_diffusion
 from .engine import batches
 from .leaves import ARTEFACT
-from .singles import read_singles
+from .singles import read_singles, view_settings
 from .training import Checkpoint, FitSettings
 
 # %% ../nbs/03c_tables.ipynb #c005
@@ -60,7 +60,7 @@ def fit_csv(csv_path, # table of a crop cohort
     s, out, labels = settings, Path(out), set(_rows(csv_path, ['path', 'label']).label)
     if isinstance(vocabulary, str): vocabulary = VOCABULARY if _known_labels(labels, VOCABULARY) else None
     say(f"{csv_path}: labels are {'the codes of the vocabulary' if vocabulary is not None else 'free names, so there is no p_cblc'}")
-    generative = isinstance(s, DiffusionSettings); how = replace(SIZED if generative else STANDARD, size=s.size) if generative or s.view == 'cell' else s.size
+    generative = isinstance(s, DiffusionSettings); how = view_settings('sized' if generative else s.view, s.size)
     use, crops, v, warn = _usable(csv_path, how, say); ids = use.patient_id.replace('', None) if 'patient_id' in use else None
     if list((out/'run').rglob(Checkpoint.FILE)): say(f'{out/"run"}: an unfinished training; with the same cells and settings it goes on where it was stopped')
     pick = lambda k: (crops[k], use.label[k].replace('', None).tolist(), None if ids is None else ids[k].tolist()); centers = sorted(set(_centers(use)) - {''})

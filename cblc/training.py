@@ -35,7 +35,7 @@ RECIPES = dict( # what each recipe decides
     p1=_BARE | dict(lr=5e-5, batch=512, weight_decay=1e-3, schedule='cosine', warmup=.2, freeze=.1, patience=10, monitor='balanced_accuracy', reset_head=True, vote='equal',
                     balance=1., tau=1., smoothing=.05, morphology=1., border_penalty=.05, far_penalty=.02, center_weight=.45, border=.6, dropout=.3, drop_path=.1, light=.1, sharpness=.5),
     cblc=_BARE | dict(view='cell', smoothing=.05, stain=.5, zoom=.1, spin=True, balance=1., tta=8, adapt_bn=1.),
-    home=_BARE | dict(smoothing=.05, stain=.1, zoom=.1, spin=True, resample=.5, balance=.5, tta=8))
+    home=_BARE | dict(view='sized', smoothing=.05, stain=.1, zoom=.1, spin=True, resample=.5, balance=.5, tta=8))
 
 # %% ../nbs/02f_training.ipynb #c006
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Ideas:
     norm: str = None                # colours normalised by the training set ('none') or by each crop ('image')
     tta: int = None                 # flips and turns that a prediction is averaged over, 1-8
     adapt_bn: float = None          # normalisation measured again on the crops to be classified: 0 not, 1 wholly
-    view: str = None                # of a single-cell picture: 'whole' as it is, or the 'cell', found, cut to its size and lit (`cblc.singles`)
+    view: str = None                # of a single-cell picture: 'whole' as it is, or the cell alone, found and lit: 'cell' cut to its own size, 'sized' all cells of a laboratory at one scale (`cblc.singles`)
 
 # %% ../nbs/02f_training.ipynb #c007
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class FitSettings(Ideas):
 _LEAST = dict(size=16, epochs=1, epochs2=1, batch=2, lr=1e-8, folds=1, seed=0) | {k: 0 for k, v in _BARE.items() if type(v) in (int, float) and k not in ('lr', 'batch')}
 _SHARES = ('valid_fraction', 'smoothing', 'dropout', 'drop_path', 'warmup', 'ema') # 0 or more and below 1
 _WORDS = dict(pretrained=(True, False, 'auto', 'shipped'), schedule=('one_cycle', 'cosine'), monitor=('loss', 'balanced_accuracy'), vote=('fit', 'equal'),
-              norm=('none', 'image'), view=('whole', 'cell'), precision=('auto', 'f32', 'bf16'), tta=tuple(range(1, 9)))
+              norm=('none', 'image'), view=('whole', 'cell', 'sized'), precision=('auto', 'f32', 'bf16'), tta=tuple(range(1, 9)))
 
 def _check_settings(s): # ValueError names the first impossible value
     for k, low in _LEAST.items():

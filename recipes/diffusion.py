@@ -2,7 +2,7 @@
 
     python recipes/diffusion.py --out cblc/assets/diffusion
     python recipes/diffusion.py --without ERB --out cblc/assets/diffusion_no_erb
-                                [--steps 4000] [--device auto] [--threads N] [--run DIR] [--quick]
+                                [--steps 3600] [--device auto] [--threads N] [--run DIR] [--quick]
 
 PBC names no patients, so its split is by file-name hash: 70 % train, 15 % valid, 15 % test. The looks, the usual errors and the
 temperature come from the validation part; the test part is left to benchmarks/diffusion.py. With --run, a training that was stopped
@@ -18,10 +18,10 @@ from cblc.singles import read_singles
 
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--out', required=True); ap.add_argument('--without', choices=FINE); ap.add_argument('--steps', type=int, default=4000); ap.add_argument('--device', default='auto')
+    ap.add_argument('--out', required=True); ap.add_argument('--without', choices=FINE); ap.add_argument('--steps', type=int, default=DiffusionSettings.steps); ap.add_argument('--device', default='auto')
     ap.add_argument('--threads', type=int, default=cores()); ap.add_argument('--run'); ap.add_argument('--quick', action='store_true'); a = ap.parse_args()
     if public_root() is None: raise SystemExit('no public images here; set CBLC_DATA to their folder (data/README.md)')
-    s = DiffusionSettings(steps=a.steps, warmup=200, null=.3, stain=.1, precision='bf16', device=a.device, threads=a.threads)
+    s = DiffusionSettings(steps=a.steps, precision='bf16', device=a.device, threads=a.threads)
     cells = read_pbc()[0]; cells = cells[cells.label.isin(FINE) & (cells.label != a.without)].reset_index(drop=True)
     if a.quick: cells, s = cells.groupby('label').head(24).reset_index(drop=True), replace(s, steps=20, size=32, widths=(32, 48), candidates=(4, 2), bank_cells=40)
     crop = replace(SIZED, size=s.size); crops, rows, _, _ = read_singles(cells.path.tolist(), crop, cells.center.tolist()); cells = cells.iloc[rows]
