@@ -95,7 +95,7 @@ def draws_of(score, truth, *said, n=2000, seed=0):
 
 def ends(d): return '{:.3f}-{:.3f}'.format(*np.quantile(d, [.025, .975]))
 
-def names_of(model, x): return (model.predict(x, show=False)).category.to_numpy(str)
+def names_of(model, x): return np.array(model.leaves.names)[model.probabilities(x, show=False).argmax(1)]
 
 macro_f1 = partial(f1_score, average='macro')
 
@@ -110,7 +110,7 @@ def in_domain(a):
 def low_run(a, train, valid, test, job):
     "One draw of few cells: balanced accuracy of both models. The classifier sees as many crops as the diffusion model does."
     n, seed = job; tr, va = few(train[1], n, seed), few(valid[1], max(2, n//4), seed); pick = lambda p, i: (p[0][i], p[1][i])
-    steps = max(20, a.steps*n//50); s = diffusion_settings(a, seed=seed, steps=steps, batch=min(32, len(tr)), threads=1 if a.jobs > 1 else a.threads)
+    steps = max(20, a.steps//9); s = diffusion_settings(a, seed=seed, steps=steps, batch=32, early=2.5, lr=3e-3, threads=1 if a.jobs > 1 else a.threads)
     d = fit_generative(*pick(train, tr), pick(valid, va), s); c = fit_cnn(*pick(train, tr), pick(valid, va), cnn_settings(a, s, epochs=max(2, steps*s.batch//len(tr)), threads=s.threads))
     return [dict(n=n, seed=seed, model=k, bal_acc=balanced_accuracy_score(test[1], names_of(m, test[0]))) for k, m in (('diffusion', d), ('cnn', c))]
 
@@ -151,7 +151,7 @@ def anomaly(a):
     part, (x, y, k) = pbc_cells(a); known = y != a.hold_out; train = part('train', known); foreign = foreign_cells(a, x, y, k)
     d, c = fit_both(a, train, part('valid', known), dict(ERB='diffusion_no_erb', LMU='diffusion').get(a.hold_out)); own = part('test', known)[0]
     both, truth = np.concatenate([own, foreign]), np.repeat([0, 1], [len(own), len(foreign)]); m = d.meter(both)
-    kinds = {'diffusion': 'both', 'diffusion: coarse look alone': 'look', 'diffusion: errors alone': 'errors', 'diffusion: null class': 'null'}
+    kinds = {'diffusion': 'both', 'diffusion: look alone': 'look', 'diffusion: errors alone': 'errors', 'diffusion: null class': 'null'}
     scores = {name: d.anomaly(both, m, kind) for name, kind in kinds.items()} | {'diffusion: max probability': 1-d.race(both, meter=m).probabilities(d.temperature).max(1)}
     scores |= {f'{a.arch}: {name}': v for name, v in cnn_scores(c, both, train).items()}; auc = {}
     for name, v in scores.items():

@@ -95,6 +95,7 @@ class DenoiserSettings:
     weight_decay: float = .01
     ema: float = .999           # decay of the average of the weights
     snr: float = 5.             # Min-SNR gamma; 0: all times alike
+    early: float = 1.           # times are drawn as uniform numbers to this power; above 1 the early ones, at which classes are told, come more often
     null: float = .3            # share of the cells whose class is withheld
     noise_offset: float = 0.    # noise common to all pixels of a channel (P2: 0.1)
     stain: float = .1           # augmentation, as in `cblc.augment`
@@ -108,7 +109,7 @@ class DenoiserSettings:
     threads: int = None
 
     def __post_init__(self):
-        for k, low in dict(size=16, steps=1, batch=2, layers=1, fold=1, snr=0, null=0, contrast=0, stain=0, zoom=0, balance=0).items():
+        for k, low in dict(size=16, steps=1, batch=2, layers=1, fold=1, snr=0, null=0, contrast=0, early=.1, stain=0, zoom=0, balance=0).items():
             if not getattr(self, k) >= low: raise ValueError(f'{k}={getattr(self, k)}: give {low} or more')
         for k in ('ema', 'null'):
             if not 0 <= getattr(self, k) < 1: raise ValueError(f'{k}={getattr(self, k)}: give a share, 0 or more and below 1')
@@ -123,7 +124,7 @@ def denoising_loss(net, noise:Noise, x, classes, # n x 3 x S x S, -1 to 1; class
                    g:torch.Generator, s:DenoiserSettings)->torch.Tensor: # a scalar
     "Weigh the error of the velocity at a random time"
     n = len(x); draw = lambda *shape: torch.randn(*shape, generator=g).to(x.device)
-    t = ((torch.arange(n) + torch.rand(1, generator=g))/n*1000).long().clamp(0, 999)[torch.randperm(n, generator=g)].to(x.device) # spread evenly over the batch
+    t = (((torch.arange(n) + torch.rand(1, generator=g))/n)**s.early*1000).long().clamp(0, 999)[torch.randperm(n, generator=g)].to(x.device) # spread evenly over the batch
     e = draw(*x.shape) + (s.noise_offset*draw(n, 3, 1, 1) if s.noise_offset else 0.)
     hidden = (torch.rand(n, generator=g) < s.null).to(x.device); xt, v, w = noise.mix(x, e, t), noise.velocity(x, e, t), noise.weight(t, s.snr)
     if net.heads == 'one': return (w*((net(xt, t, torch.where(hidden, net.null, classes)).float() - v)**2).mean((1, 2, 3))).mean()

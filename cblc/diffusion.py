@@ -15,7 +15,7 @@ from .classifier import hold_out, stage_cells
 from .data import VOCABULARY
 from .denoiser import Denoiser, DenoiserSettings, Noise, fit_denoiser, to_unit
 from .leaves import Leaves, fit_temperature, leaf_scores, leaf_table, make_leaves
-from .looks import ErrorMeter, Looks, Normals, Profile, center_disc
+from .looks import ErrorMeter, Looks, Normals, Profile, center_disc, ring_look
 from .racing import Bank, fit_bank, fit_time_weight, published_uncertainty, race, race_published
 from .singles import as_crops
 from .training import fit_device
@@ -65,7 +65,10 @@ class DiffusionClassifier:
 
     def race(self, crops, alpha=None, meter=None):
         "Let the classes race on each crop; see `cblc.racing.Race`"
-        m = meter or self.meter(crops); return race(m, len(crops), len(self.leaves.names), self.bank, alpha or self.alpha)
+        m = meter or self.meter(crops); return race(m, len(crops), len(self.leaves.names), self.bank, self.head_start(crops), alpha or self.alpha)
+    def head_start(self, crops)->np.ndarray: # n x classes: log likelihoods
+        "Say what the look of crops tells of their class before the denoiser has run; see `Profile`"
+        return -self.profile.look.unlikely(ring_look(as_crops(crops, self.size)))
     def runs(self, race)->np.ndarray: # n
         "Count the runs of the network that a race took"
         return race.looks if self.net.heads == 'all' else race.evaluations
@@ -121,9 +124,9 @@ def _even(classes, n, rng): # n cells, all classes alike as far as they go
     rank = pd.Series(rng.random(len(classes))).groupby(classes).rank().to_numpy(); return np.sort(np.lexsort((classes, rank))[:n])
 
 def _learn_looks(model, x, y, train, s, rng): # bank, profiles and times' weights by validation cells; the coarse look by training cells
-    k = _even(y, s.bank_cells, rng); e = model.errors(x[k], np.arange(len(model.looks)))[:, :-1]; model.bank = fit_bank(e, y[k], s.looks)
-    t = np.tile(model.looks.times, len(k)); model.time_weight = (t, (e*Noise().kept.numpy()[model.looks.times]).std(1).ravel())  # of the noise's error, as P2 weighs it
     k, pairs = _even(y, s.profile_cells, rng), np.unique(np.linspace(0, (s.candidates[0]-1)/2, s.profile_looks).round().astype(int)); model.profile = Profile.fit(pairs, *train, x[k], model.errors(x[k], pairs), y[k])
+    k = _even(y, s.bank_cells, rng); e = model.errors(x[k], np.arange(len(model.looks)))[:, :-1]; model.bank = fit_bank(e, y[k], s.looks, model.head_start(x[k]))
+    t = np.tile(model.looks.times, len(k)); model.time_weight = (t, (e*Noise().kept.numpy()[model.looks.times]).std(1).ravel())  # of the noise's error, as P2 weighs it
 
 def fit_diffusion(crops,            # n x S x S x 3 uint8, or a list of pictures
                   labels,           # n: codes, or any names where `vocabulary` is None; missing: not used
@@ -159,7 +162,7 @@ def save_diffusion(model:DiffusionClassifier, folder, trained_on:str, trained_ho
     "Write a diffusion classifier as a bundle, its weights in half precision"
     L = model.leaves; array = lambda v: np.asarray(v).tolist()
     about = dict(net=model.net.shape, leaves=dict(categories=L.categories, member=L.member, cblc=L.cblc), looks=dict(times=array(model.looks.times), seeds=array(model.looks.seeds)), alpha=model.alpha,
-                 bank={k: array(getattr(model.bank, k)) for k in ('pairs', 'gain', 'scale', 'info')}, profile=array(model.profile.pairs), time_weight=array(_binned(model.time_weight)), fit=asdict(model.settings) if model.settings else {})
+                 bank={k: array(getattr(model.bank, k)) for k in ('pairs', 'gain', 'scale', 'info', 'start')}, profile=array(model.profile.pairs), time_weight=array(_binned(model.time_weight)), fit=asdict(model.settings) if model.settings else {})
     meta = dict(kind='diffusion', name=name, classes=list(L.names), temperature=model.temperature, thresholds=dict(cblc=model.threshold) if L.has_cblc else {}, settings=about, metrics=model.metrics or {}, trained_on=trained_on, trained_how=trained_how,
                 warnings=[*warnings, *model.notes], input=dict(size=model.size, channels='RGB', scale=1/127.5, mean=[1.]*3, std=[1.]*3, crop=crop)) | {k: v for k, v in dict(licence=licence, created=created).items() if v}
     arrays = {f'net.{k}': v.cpu().numpy().astype(np.float16) for k, v in model.net.state_dict().items()} | {f'profile.{k}': np.asarray(v, np.float32) for k, v in _arrays(model.profile)}
@@ -180,7 +183,7 @@ def load_diffusion(bundle, backend='auto', threads=None, device='auto')->Diffusi
     try: net.load_state_dict({k: torch.from_numpy(v) for k, v in part('net').items()})
     except RuntimeError as e: raise ValueError(f"{b.path}: the weights are not those of a {m['input']['size']} px denoiser of {len(m['classes'])} classes; make the bundle again") from e
     L = s['leaves']; leaves = Leaves(tuple(m['classes']), tuple(L['categories']), tuple(L['member']), tuple(L['cblc'])); array = np.asarray
-    return DiffusionClassifier(leaves, net.eval(), Looks(array(s['looks']['times']), array(s['looks']['seeds'])), Bank(**{k: array(v) for k, v in s['bank'].items()}), _profile(s['profile'], part('profile')), tuple(map(array, s['time_weight'])), m['temperature'],
+    return DiffusionClassifier(leaves, net.eval(), Looks(array(s['looks']['times']), array(s['looks']['seeds'])), Bank(**{k: array(v) if k != 'start' else v for k, v in s['bank'].items()}), _profile(s['profile'], part('profile')), tuple(map(array, s['time_weight'])), m['temperature'],
                                m.get('thresholds', {}).get('cblc', .5), s['alpha'], DiffusionSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in s['fit'].items()}) if s['fit'] else None, m.get('metrics'), tuple(m.get('warnings', ())), bundle=b, device=device)
 
 DiffusionClassifier.save = save_diffusion

@@ -20,14 +20,16 @@ class Bank:
     gain: np.ndarray     # K: evidence for a class by a unit less of error, were looks independent
     scale: np.ndarray    # K: what the sum over the first 1, 2... pairs is worth, since they are not
     info: np.ndarray     # K: evidence against a wrong class by then, on average
+    start: float = 0.    # what a unit of the head start is worth
 
-def _likelihood(S, truth): # of a scale: S is n x C x ...
-    def at(scale): z = scale*S; return (np.take_along_axis(z, truth.reshape(-1, *[1]*(z.ndim-1)), 1)[:, 0] - logsumexp(z, 1)).mean(0)
+def _likelihood(S, truth, head=0.): # of a scale: S is n x C x ...
+    def at(scale): z = scale*S + head; return (np.take_along_axis(z, truth.reshape(-1, *[1]*(z.ndim-1)), 1)[:, 0] - logsumexp(z, 1)).mean(0)
     return at
 
 def fit_bank(errors,           # n x C x P: of validation cells, for each class and candidate pair
              truth,            # n: class indices
              size:int=16,      # pairs wanted
+             start=None,       # n x C: log likelihoods from before the first look
             )->Bank:           # ValueError where the errors tell nothing apart
     "Choose pairs by how well they separate the classes"
     errors, truth = np.asarray(errors, float), np.asarray(truth); n, C, P = errors.shape; rows = np.arange(n)
@@ -35,12 +37,14 @@ def fit_bank(errors,           # n x C x P: of validation cells, for each class 
     d = (errors - errors[rows, truth][:, None])[np.arange(C) != truth[:, None]]                # n(C-1) x P
     gain = 2*d.mean(0).clip(0)/d.var(0).clip(1e-12); L = -gain*(errors - errors.mean(1, keepdims=True))
     if not gain.any(): raise ValueError('under no pair does the right class have the smaller error; train longer')
-    S, chosen, scale = np.zeros((n, C)), [], []
+    worth = lambda A, head=0.: float(np.exp(minimize_scalar(lambda f: -_likelihood(A, truth, head)(np.exp(f)), bounds=(-6, 1), method='bounded').x)); A = np.zeros((n, C)) if start is None else np.asarray(start, float)
+    S, chosen, sums, w = np.zeros((n, C)), [], [], worth(A) if start is not None else 0.
     for _ in range(min(size, int((gain > 0).sum()))):
-        left = np.setdiff1d(np.flatnonzero(gain > 0), chosen); score = np.max([_likelihood(S[..., None] + L[..., left], truth)(f) for f in (.1, .3, .6, 1.)], 0)
-        chosen.append(left[score.argmax()]); S += L[..., chosen[-1]]
-        scale.append(np.exp(minimize_scalar(lambda f: -_likelihood(S, truth)(np.exp(f)), bounds=(-6, 1), method='bounded').x))
-    return Bank(np.array(chosen), gain[chosen], np.array(scale), np.maximum.accumulate(np.cumsum(gain[chosen]*d.mean(0)[chosen])*scale))
+        left = np.setdiff1d(np.flatnonzero(gain > 0), chosen); score = np.max([_likelihood(S[..., None] + L[..., left], truth, w*A[..., None])(f) for f in (.1, .3, .6, 1.)], 0)
+        chosen.append(left[score.argmax()]); S = S + L[..., chosen[-1]]; sums.append(S)
+    for _ in range(10*(start is not None)): w = worth(A, worth(S, w*A)*S)     # the two say the same in part: each is weighed beside the other
+    scale = np.array([worth(S, w*A) for S in sums])
+    return Bank(np.array(chosen), gain[chosen], scale, np.maximum.accumulate(np.cumsum(gain[chosen]*d.mean(0)[chosen])*scale), w)
 
 # %% ../nbs/02h_racing.ipynb #c011
 @dataclass(frozen=True)
@@ -65,24 +69,27 @@ def _scaled(R, used, bank): # evidence by the number of pairs through which both
 def race(errors,               # errors(cells, classes, pairs) -> float array, for three index arrays of one length
          n:int, n_classes:int,
          bank:Bank,
+         start=None,           # n x C: the head start that the bank was chosen with
          alpha:float=.01,      # largest share of the cells that may lose their true class on the way
          blocks=(2, 1, 1, 2, 2, 4, 4),  # pairs until each look; the last is repeated
         )->Race:
     "Let the classes of every cell race each other, all cells side by side"
     if not 0 < alpha < 1: raise ValueError(f'alpha={alpha}: give a share between 0 and 1')
     alive = np.ones((n, n_classes), bool); R = np.zeros((n, n_classes, n_classes)); used = np.zeros((n, n_classes), int); at = 0; blocks = list(blocks)
+    A = np.zeros((n, n_classes)) if start is None else bank.start*np.asarray(start, float); H = A[:, :, None] - A[:, None]
     while at < len(bank.pairs) and (going := alive.sum(1) > 1).any():
         block = np.arange(at, min(at + blocks[0], len(bank.pairs))); at = block[-1]+1; blocks = blocks[1:] or blocks
         i, c = np.nonzero(alive & going[:, None]); e = np.asarray(errors(np.repeat(i, len(block)), np.repeat(c, len(block)), np.tile(bank.pairs[block], len(i))), float)
         if not np.isfinite(e).all(): raise ValueError('the errors of a race are not finite numbers; the denoiser is broken, train it with a smaller lr')
         L = np.zeros((n, n_classes)); L[i, c] = -(e.reshape(-1, len(block))*bank.gain[block]).sum(1); used[i, c] += len(block)
         both = (alive & going[:, None])[:, :, None] & alive[:, None]; R += (L[:, :, None] - L[:, None])*both       # R[i, a, b]: for a, against b, while both were looked at
-        against = _scaled(R, used, bank); against[:, range(n_classes), range(n_classes)] = -np.inf
+        against = _scaled(R, used, bank) + H; against[:, range(n_classes), range(n_classes)] = -np.inf
         alive &= (logsumexp(against, 1) - np.log(max(n_classes-1, 1)) < np.log(1/alpha)) | ~going[:, None]
-        lost = ~alive.any(1); alive[lost] = R[lost].sum(2).argmax(1)[:, None] == np.arange(n_classes)                # all at once: the best stays
-    R = _scaled(R, used, bank); win = np.where(alive, R.sum(2), -np.inf).argmax(1)
+        lost = ~alive.any(1); alive[lost] = (_scaled(R, used, bank) + H)[lost].sum(2).argmax(1)[:, None] == np.arange(n_classes) # all at once: the best stays
+    R = _scaled(R, used, bank) + H; win = np.where(alive, R.sum(2), -np.inf).argmax(1)
     evidence = np.minimum(-R[np.arange(n), win], 0); evidence[np.arange(n), win] = 0.
-    return Race(evidence, evidence*bank.info[-1]/bank.info[used-1].clip(1e-12) if n_classes > 1 else evidence, used, alive.sum(1) > 1)
+    h = -H[np.arange(n), win]; score = np.minimum(h + (evidence - h)*bank.info[-1]/bank.info[used-1].clip(1e-12), 0) if n_classes > 1 else evidence
+    return Race(evidence, score, used, alive.sum(1) > 1)
 
 # %% ../nbs/02h_racing.ipynb #c015
 def fit_time_weight(times,     # n: times of errors on validation cells
