@@ -12,7 +12,7 @@ cost       the published protocol and ours with the same weights on --cells test
 
 Weights: those that ship for in-domain, anomaly (ERB, LMU) and cost, unless --train. Pictures come as single cells, found, lit alike and
 at one scale a source (`SIZED` of cblc.crops), at 64 px. PBC names no patients, so figures flatter all models alike. Intervals: bootstrap
-over pictures, 2,000 draws (AUC: 200). --work keeps the crops for the next command.
+over pictures, 2,000 draws (AUC: 200). --work keeps the crops and the classifiers of in-domain and anomaly for the next command.
 """
 import argparse, json, multiprocessing, time
 from dataclasses import replace
@@ -69,14 +69,14 @@ def cnn_settings(a, like, **kw):
     same = {k: getattr(like, k) for k in ('stain', 'zoom', 'spin', 'resample', 'balance')}
     return FitSettings(**dict(recipe='plain', arch=a.arch, size=a.size, epochs=a.epochs, seed=like.seed, pretrained=False, device=a.device, threads=a.threads) | same | kw)
 
-def fit_cnn(x, y, valid, s): return fit_classifier(x, y.tolist(), settings=s, vocabulary=None, valid=(valid[0], valid[1].tolist(), None))
+def fit_cnn(x, y, valid, s, out=None): return fit_classifier(x, y.tolist(), settings=s, vocabulary=None, valid=(valid[0], valid[1].tolist(), None), out=out)
 
 def fit_generative(x, y, valid, s): return fit_diffusion(x, y.tolist(), settings=s, vocabulary=None, valid=(valid[0], valid[1].tolist(), None))
 
 def fit_both(a, train, valid, bundle=None):
     "A diffusion classifier, trained or as it ships, and a discriminative one with the same augmentation."
     t = time.time(); s = diffusion_settings(a); d = shipped_or_none(a, bundle) or fit_generative(*train, valid, s); how = d.settings or s
-    t1 = time.time(); c = fit_cnn(*train, valid, cnn_settings(a, how))
+    t1 = time.time(); c = fit_cnn(*train, valid, cnn_settings(a, how), Path(a.work)/f'{a.arch}_{len(train[0])}' if a.work else None)
     print(f'{len(train[0])} cells: diffusion {f"as shipped, {d.settings.steps} steps of {d.settings.batch}" if d.bundle else f"{s.steps} steps of {s.batch}, {t1-t:.0f} s"}; {a.arch} {a.epochs} epochs, {time.time()-t1:.0f} s', flush=True)
     return d, c
 
@@ -108,10 +108,10 @@ def in_domain(a):
     return dict(macro_f1=round(fd, 4), macro_f1_cnn=round(fc, 4))
 
 def low_run(a, train, valid, test, job):
-    "One draw of few cells: balanced accuracy of both models. The classifier sees as many crops as the diffusion model does."
+    "One draw of few cells: balanced accuracy of both models. The classifier sees twice as many crops as the diffusion model does."
     n, seed = job; tr, va = few(train[1], n, seed), few(valid[1], max(2, n//4), seed); pick = lambda p, i: (p[0][i], p[1][i])
-    steps = max(20, a.steps//9); s = diffusion_settings(a, seed=seed, steps=steps, batch=32, early=2.5, lr=3e-3, threads=1 if a.jobs > 1 else a.threads)
-    d = fit_generative(*pick(train, tr), pick(valid, va), s); c = fit_cnn(*pick(train, tr), pick(valid, va), cnn_settings(a, s, epochs=max(2, steps*s.batch//len(tr)), threads=s.threads))
+    steps = max(20, a.steps//12); s = diffusion_settings(a, seed=seed, steps=steps, batch=32, early=2.5, lr=3e-3, threads=1 if a.jobs > 1 else a.threads)
+    d = fit_generative(*pick(train, tr), pick(valid, va), s); c = fit_cnn(*pick(train, tr), pick(valid, va), cnn_settings(a, s, epochs=max(2, 2*steps*s.batch//len(tr)), threads=s.threads))
     return [dict(n=n, seed=seed, model=k, bal_acc=balanced_accuracy_score(test[1], names_of(m, test[0]))) for k, m in (('diffusion', d), ('cnn', c))]
 
 def low_data(a):

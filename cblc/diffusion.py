@@ -15,7 +15,7 @@ from .classifier import hold_out, stage_cells
 from .data import VOCABULARY
 from .denoiser import Denoiser, DenoiserSettings, Noise, fit_denoiser, to_unit
 from .leaves import Leaves, fit_temperature, leaf_scores, leaf_table, make_leaves
-from .looks import ErrorMeter, Looks, Normals, Profile, center_disc, ring_look
+from .looks import ErrorMeter, Looks, Normals, Profile, center_disc, cell_look
 from .racing import Bank, fit_bank, fit_time_weight, published_uncertainty, race, race_published
 from .singles import as_crops
 from .training import fit_device
@@ -68,7 +68,7 @@ class DiffusionClassifier:
         m = meter or self.meter(crops); return race(m, len(crops), len(self.leaves.names), self.bank, self.head_start(crops), alpha or self.alpha)
     def head_start(self, crops)->np.ndarray: # n x classes: log likelihoods
         "Say what the look of crops tells of their class before the denoiser has run; see `Profile`"
-        return -self.profile.look.unlikely(ring_look(as_crops(crops, self.size)))
+        return -self.profile.look.unlikely(cell_look(as_crops(crops, self.size)))
     def runs(self, race)->np.ndarray: # n
         "Count the runs of the network that a race took"
         return race.looks if self.net.heads == 'all' else race.evaluations
