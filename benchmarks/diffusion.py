@@ -152,7 +152,7 @@ def anomaly(a):
     d, c = fit_both(a, train, part('valid', known), dict(ERB='diffusion_no_erb', LMU='diffusion').get(a.hold_out)); own = part('test', known)[0]
     both, truth = np.concatenate([own, foreign]), np.repeat([0, 1], [len(own), len(foreign)]); m = d.meter(both)
     kinds = {'diffusion': 'both', 'diffusion: look alone': 'look', 'diffusion: errors alone': 'errors', 'diffusion: null class': 'null'}
-    scores = {name: d.anomaly(both, m, kind) for name, kind in kinds.items()} | {'diffusion: max probability': 1-d.race(both, meter=m).probabilities(d.temperature).max(1)}
+    e = d.errors(both, d.profile.pairs, m); scores = {name: d.profile.distance(both, e, kind) for name, kind in kinds.items()} | {'diffusion: max probability': 1-d.race(both, meter=m).probabilities(d.temperature).max(1)}
     scores |= {f'{a.arch}: {name}': v for name, v in cnn_scores(c, both, train).items()}; auc = {}
     for name, v in scores.items():
         (auc[name],), draws = draws_of(roc_auc_score, truth, v, n=200); fpr, tpr, _ = roc_curve(truth, v); j = (tpr-fpr).argmax()

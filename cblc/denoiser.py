@@ -56,7 +56,7 @@ class Denoiser(nn.Module):
         deep = len(widths)-1
         self.unet = UNet2DModel(sample_size=size//fold, in_channels=plane, out_channels=plane*(n_classes+1 if heads == 'all' else 1), block_out_channels=tuple(widths), layers_per_block=layers, norm_num_groups=16,
                                 down_block_types=('DownBlock2D',)*deep + ('AttnDownBlock2D',), up_block_types=('AttnUpBlock2D',) + ('UpBlock2D',)*deep, num_class_embeds=n_classes+1 if heads == 'one' else None)
-        if heads == 'all': self.unet.conv_out = nn.Conv2d(widths[0], self.unet.config.out_channels, 1) # many channels: a third of all work, were it 3 x 3
+        if heads == 'all': self.unet.conv_out = nn.Conv2d(widths[0], self.unet.config.out_channels, 1) # for so many channels 3 x 3 would be the dearest layer
     @property
     def null(self): return self.n_classes # the index of the null class
 

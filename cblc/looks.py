@@ -111,6 +111,7 @@ def error_profile(errors # n x classes+1 x looks, the null class last
     "Describe cells by the logarithm of each class's error as a share of the null class's, mean over the looks"
     L = np.log(np.maximum(errors, 1e-9)); return (L[:, :-1] - L[:, -1:]).mean(2)
 
+# %% ../nbs/02ga_looks.ipynb #c010
 @dataclass(frozen=True)
 class Normals:
     "A normal distribution for each class"
@@ -131,6 +132,7 @@ class Normals:
         f = (np.asarray(features) - self.center)/self.unit
         return np.stack([.5*(((f - m)@w)**2).sum(1) - np.log(np.diag(w)).sum() for m, w in zip(self.means, self.whiten)], 1)
 
+# %% ../nbs/02ga_looks.ipynb #c011
 @dataclass(frozen=True)
 class Profile:
     "What known cells are like"
