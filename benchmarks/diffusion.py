@@ -12,7 +12,7 @@ cost       the published protocol and ours with the same weights on --cells test
 
 Weights: those that ship for in-domain, anomaly (ERB, LMU) and cost, unless --train. Pictures come as single cells, found, lit alike and
 at one scale a source (`SIZED` of cblc.crops), at 64 px. PBC names no patients, so figures flatter all models alike. Intervals: bootstrap
-over pictures, 2,000 draws (AUC: 200). --work keeps the crops and the classifiers of in-domain and anomaly for the next command.
+over pictures, 2,000 draws (AUC: 200). --work keeps the crops and the models of all but low-data for the next command, and for the same one after a stop.
 """
 import argparse, json, multiprocessing, time
 from dataclasses import replace
@@ -35,13 +35,13 @@ from cblc.training import FitSettings
 
 def single_cells(a, paths, labels, names, centers, tag):
     "Crops, labels and part of the pictures, read once and kept in the work folder."
-    kept = Path(a.work)/f'{tag}_{a.size}_{len(paths)}.npz' if a.work else None
-    if kept and kept.is_file():
-        z = np.load(kept); return z['x'], z['y'], z['part']
+    at = kept(a, tag, a.size, f'{len(paths)}.npz')
+    if at and at.is_file():
+        z = np.load(at); return z['x'], z['y'], z['part']
     x, rows, found, bad = read_singles(list(paths), replace(SIZED, size=a.size), list(centers))
     y, part = np.asarray(labels, str)[rows], np.array([part_of(names[i]) for i in rows])
     print(f'{tag}: {len(x)} pictures, {int((~found).sum())} without a cell, {len(bad)} unreadable', flush=True)
-    if kept: kept.parent.mkdir(parents=True, exist_ok=True); np.savez(kept, x=x, y=y, part=part)
+    if at: at.parent.mkdir(parents=True, exist_ok=True); np.savez(at, x=x, y=y, part=part)
     return x, y, part
 
 def pbc_table(a, labels):
@@ -71,12 +71,15 @@ def cnn_settings(a, like, **kw):
 
 def fit_cnn(x, y, valid, s, out=None): return fit_classifier(x, y.tolist(), settings=s, vocabulary=None, valid=(valid[0], valid[1].tolist(), None), out=out)
 
-def fit_generative(x, y, valid, s): return fit_diffusion(x, y.tolist(), settings=s, vocabulary=None, valid=(valid[0], valid[1].tolist(), None))
+def fit_generative(x, y, valid, s, out=None): return fit_diffusion(x, y.tolist(), settings=s, vocabulary=None, valid=(valid[0], valid[1].tolist(), None), out=out)
+
+def kept(a, *name): # a folder for a model's checkpoint, so that the next command, or the same after a stop, goes on from there
+    return Path(a.work)/'_'.join(map(str, name)) if a.work else None
 
 def fit_both(a, train, valid, bundle=None):
     "A diffusion classifier, trained or as it ships, and a discriminative one with the same augmentation."
-    t = time.time(); s = diffusion_settings(a); d = shipped_or_none(a, bundle) or fit_generative(*train, valid, s); how = d.settings or s
-    t1 = time.time(); c = fit_cnn(*train, valid, cnn_settings(a, how), Path(a.work)/f'{a.arch}_{len(train[0])}' if a.work else None)
+    t = time.time(); s = diffusion_settings(a); d = shipped_or_none(a, bundle) or fit_generative(*train, valid, s, kept(a, 'diffusion', len(train[0]))); how = d.settings or s
+    t1 = time.time(); c = fit_cnn(*train, valid, cnn_settings(a, how), kept(a, a.arch, len(train[0])))
     print(f'{len(train[0])} cells: diffusion {f"as shipped, {d.settings.steps} steps of {d.settings.batch}" if d.bundle else f"{s.steps} steps of {s.batch}, {t1-t:.0f} s"}; {a.arch} {a.epochs} epochs, {time.time()-t1:.0f} s', flush=True)
     return d, c
 
@@ -152,7 +155,7 @@ def anomaly(a):
     d, c = fit_both(a, train, part('valid', known), dict(ERB='diffusion_no_erb', LMU='diffusion').get(a.hold_out)); own = part('test', known)[0]
     both, truth = np.concatenate([own, foreign]), np.repeat([0, 1], [len(own), len(foreign)]); m = d.meter(both)
     kinds = {'diffusion': 'both', 'diffusion: look alone': 'look', 'diffusion: errors alone': 'errors', 'diffusion: null class': 'null'}
-    e = d.errors(both, d.profile.pairs, m); scores = {name: d.profile.distance(both, e, kind) for name, kind in kinds.items()} | {'diffusion: max probability': 1-d.race(both, meter=m).probabilities(d.temperature).max(1)}
+    e = d.errors(both, d.profile.pairs, m); scores = {name: d.profile.distance(m.look, e, kind) for name, kind in kinds.items()} | {'diffusion: max probability': 1-d.race(both, meter=m).probabilities(d.temperature).max(1)}
     scores |= {f'{a.arch}: {name}': v for name, v in cnn_scores(c, both, train).items()}; auc = {}
     for name, v in scores.items():
         (auc[name],), draws = draws_of(roc_auc_score, truth, v, n=200); fpr, tpr, _ = roc_curve(truth, v); j = (tpr-fpr).argmax()
@@ -166,7 +169,7 @@ def shift(a):
     fx, fy, _ = single_cells(a, t.path, t.label, t.path.map(str).tolist(), t.center, 'five')
     p = pbc_table(a, [k for k in FIVE if k.isupper()]); whole = lambda paths: as_crops([read_image(q) for q in paths], a.size)
     wx, wy, k = whole(p.path), p.label.map(FIVE).to_numpy(str), p.image_id.map(part_of).to_numpy()
-    plain = fit_cnn(wx[k == 'train'], wy[k == 'train'], (wx[k == 'valid'], wy[k == 'valid']), FitSettings(recipe='plain', arch=a.arch, size=a.size, epochs=a.epochs, seed=a.seed, pretrained=False, device=a.device, threads=a.threads))
+    plain = fit_cnn(wx[k == 'train'], wy[k == 'train'], (wx[k == 'valid'], wy[k == 'valid']), FitSettings(recipe='plain', arch=a.arch, size=a.size, epochs=a.epochs, seed=a.seed, pretrained=False, device=a.device, threads=a.threads), kept(a, 'plain', a.arch))
     s, draws = draws_of(balanced_accuracy_score, fy, names_of(d, fx), names_of(c, fx), names_of(plain, whole(t.path)), n=200)
     for i, name in enumerate(('diffusion', f'{a.arch}, same crops and augmentation', 'plain, pictures as they are')): print(f'{name:50s} balanced accuracy {s[i]:.3f} [{ends(draws[:, i])}] on {len(fy)} pictures of bcisc and segmentation_wbc')
     return dict(bal_acc=round(s[0], 4), bal_acc_plain=round(s[2], 4))

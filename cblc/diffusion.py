@@ -65,10 +65,10 @@ class DiffusionClassifier:
 
     def race(self, crops, alpha=None, meter=None):
         "Let the classes race on each crop; see `cblc.racing.Race`"
-        m = meter or self.meter(crops); return race(m, len(crops), len(self.leaves.names), self.bank, self.head_start(crops), alpha or self.alpha)
-    def head_start(self, crops)->np.ndarray: # n x classes: log likelihoods
+        m = meter or self.meter(crops); return race(m, len(crops), len(self.leaves.names), self.bank, self.head_start(crops, m), alpha or self.alpha)
+    def head_start(self, crops, meter=None)->np.ndarray: # n x classes: log likelihoods
         "Say what the look of crops tells of their class before the denoiser has run; see `Profile`"
-        return -self.profile.look.unlikely(cell_look(as_crops(crops, self.size)))
+        return -self.profile.look.unlikely((meter or self.meter(crops)).look)
     def runs(self, race)->np.ndarray: # n
         "Count the runs of the network that a race took"
         return race.looks if self.net.heads == 'all' else race.evaluations
@@ -79,7 +79,11 @@ class DiffusionClassifier:
         return (meter or self.meter(crops))(i, c, np.asarray(pairs)[p]).reshape(shape)
     def anomaly(self, crops, meter=None, kind=None)->np.ndarray: # n, 0-1; with `kind`, the distance it is made of, or another (see `Profile.distance`)
         "Measure how unlike all known cells each crop is"
-        crops = as_crops(crops, self.size); e = self.errors(crops, self.profile.pairs, meter); return self.profile.distance(crops, e, kind) if kind else self.profile.anomaly(crops, e)
+        m = meter or self.meter(crops); e = self.errors(crops, self.profile.pairs, m); return self.profile.distance(m.look, e, kind) if kind else self.profile.anomaly(m.look, e)
+
+    def must_draw(self, what):
+        "Refuse to make pictures with a network that was taught to tell classes apart; ValueError"
+        if (s := self.settings) is not None and s.heads == 'all' and s.contrast: raise ValueError(f"{what}: the model was trained with contrast={s.contrast} to tell classes apart, and what it draws is noise; train one with heads='one' or contrast=0")
 
     def probabilities(self, crops, **kw): return self.race(crops).probabilities(self.temperature) if len(crops) else np.zeros((0, len(self.leaves.names)))
 
@@ -124,7 +128,7 @@ def _even(classes, n, rng): # n cells, all classes alike as far as they go
     rank = pd.Series(rng.random(len(classes))).groupby(classes).rank().to_numpy(); return np.sort(np.lexsort((classes, rank))[:n])
 
 def _learn_looks(model, x, y, train, s, rng): # bank, profiles and times' weights by validation cells; the coarse look by training cells
-    k, pairs = _even(y, s.profile_cells, rng), np.unique(np.linspace(0, (s.candidates[0]-1)/2, s.profile_looks).round().astype(int)); model.profile = Profile.fit(pairs, *train, x[k], model.errors(x[k], pairs), y[k])
+    k, pairs = _even(y, s.profile_cells, rng), np.unique(np.linspace(0, (s.candidates[0]-1)/2, s.profile_looks).round().astype(int)); m = model.meter(x[k]); model.profile = Profile.fit(pairs, cell_look(train[0]), train[1], m.look, model.errors(x[k], pairs, m), y[k])
     k = _even(y, s.bank_cells, rng); e = model.errors(x[k], np.arange(len(model.looks)))[:, :-1]; model.bank = fit_bank(e, y[k], s.looks, model.head_start(x[k]))
     t = np.tile(model.looks.times, len(k)); model.time_weight = (t, (e*Noise().kept.numpy()[model.looks.times]).std(1).ravel())  # of the noise's error, as P2 weighs it
 

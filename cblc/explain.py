@@ -22,7 +22,7 @@ def counterfactual(model,          # a `DiffusionClassifier`
                    span=(150, 650),  # their times
                    seed=0)->np.ndarray: # n x S x S x 3: change of the light, in units of 255
     "Map what would have to change in each crop"
-    if model.settings is not None and model.settings.heads == 'all' and model.settings.contrast: raise ValueError(f'counterfactual: the model was trained with contrast={model.settings.contrast}, and its classes make no picture of other cells; train one with contrast=0')
+    model.must_draw('counterfactual')
     x = as_crops(crops, model.size); names = list(model.leaves.names); pick = lambda k: [k]*len(x) if isinstance(k, str) else list(k)
     if away is None: away = np.array(names)[model.race(x).winner]
     for k in {*pick(to), *pick(away)} - set(names): raise ValueError(f"class {k!r}: the model knows {', '.join(names)}")

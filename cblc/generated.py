@@ -23,7 +23,7 @@ def sample_cells(model,            # a `DiffusionClassifier`
     names = list(model.leaves.names); unknown = sorted(set(classes) - set(names))
     if unknown: raise ValueError(f"class {unknown[0]!r}: the model knows {', '.join(names)}")
     if steps < 1: raise ValueError(f'steps={steps}: give 1 or more')
-    if model.settings is not None and model.settings.heads == 'all' and model.settings.contrast: raise ValueError(f"sample_cells: the model was trained with contrast={model.settings.contrast} to tell classes apart, and what it draws is noisy; train one with heads='one'")
+    model.must_draw('sample_cells')
     net, device = model.net, model.meter(np.zeros((0, 8, 8, 3), np.uint8)).device; k = torch.tensor([names.index(c) for c in classes], dtype=torch.long, device=device)
     x = torch.stack([torch.randn(3, model.size, model.size, generator=torch.Generator().manual_seed(10**6*seed + i)) for i in range(len(k))]).to(device) if len(k) else torch.zeros(0, 3, model.size, model.size)
     plan = make_scheduler('ddim'); plan.set_timesteps(steps); out = []

@@ -8,6 +8,7 @@ __all__ = ['RINGS', 'Looks', 'center_disc', 'ErrorMeter', 'cell_look', 'error_pr
 # %% ../nbs/02ga_looks.ipynb #c002
 import numpy as np, torch
 from dataclasses import dataclass, replace
+from functools import cached_property
 from .augment import turned
 from .crops import STANDARD
 from .denoiser import Noise, halving, to_unit
@@ -44,6 +45,9 @@ class ErrorMeter:
         self.net, self.x, self.looks, self.device, self.mixed, self.batch = net, crops, looks, device, mixed, batch
         self.noise, self.mixer, self.disc, self.ways = looks.noise(net.size).to(device), Noise(device), center_disc(net.size).to(device), torch.from_numpy(looks.ways).to(device)
         self.runs = 0 # of the network, counted per picture and class; with all heads per picture
+
+    @cached_property
+    def look(self)->np.ndarray: return cell_look(self.x) # n x 56, see below
 
     @torch.inference_mode()
     def __call__(self, cells, classes, pairs)->np.ndarray: # three index arrays of one length -> squared errors of the velocity
@@ -143,18 +147,18 @@ class Profile:
     limit: np.ndarray   # 2: what a twentieth of the validation cells pass, and their sd
 
     @classmethod
-    def fit(cls, pairs, crops, truth, valid_crops, valid_errors, valid_truth)->'Profile': # errors n x classes+1 x P
+    def fit(cls, pairs, look, truth, valid_look, valid_errors, valid_truth)->'Profile': # errors n x classes+1 x P
         "Learn the look from training cells, the errors from validation cells, which the network was not taught"
         C = valid_errors.shape[1]-1; own = np.log(np.maximum(valid_errors[:, -1], 1e-9))
-        p = cls(np.asarray(pairs), np.stack([own.mean(0), own.std(0).clip(1e-9)]), Normals.fit(cell_look(crops), truth, C), Normals.fit(error_profile(valid_errors), valid_truth, C), np.array([0., 1.]))
-        d = p.distance(valid_crops, valid_errors); return replace(p, limit=np.array([np.quantile(d, .95), d.std().clip(1e-9)]))
-    def distance(self, crops, errors, kind='both')->np.ndarray: # n
+        p = cls(np.asarray(pairs), np.stack([own.mean(0), own.std(0).clip(1e-9)]), Normals.fit(look, truth, C), Normals.fit(error_profile(valid_errors), valid_truth, C), np.array([0., 1.]))
+        d = p.distance(valid_look, valid_errors); return replace(p, limit=np.array([np.quantile(d, .95), d.std().clip(1e-9)]))
+    def distance(self, look, errors, kind='both')->np.ndarray: # n; of n x 56 and n x classes+1 x P
         "Measure the negative log density under the nearest class, of 'both' descriptions, the 'look' or the 'errors'; or 'null'"
-        if not len(crops): return np.zeros(0)
+        if not len(look): return np.zeros(0)
         if kind == 'null': return ((np.log(np.maximum(errors[:, -1], 1e-9)) - self.usual[0])/self.usual[1]).mean(1)
-        parts = dict(look=lambda: self.look.unlikely(cell_look(crops)), errors=lambda: self.errors.unlikely(error_profile(errors)))
+        parts = dict(look=lambda: self.look.unlikely(look), errors=lambda: self.errors.unlikely(error_profile(errors)))
         if kind not in (*parts, 'both'): raise ValueError(f"kind={kind!r}: give 'both', 'look', 'errors' or 'null'")
         return sum(f() for k, f in parts.items() if kind in (k, 'both')).min(1)
-    def anomaly(self, crops, errors)->np.ndarray: # n, 0-1
+    def anomaly(self, look, errors)->np.ndarray: # n, 0-1
         "Measure how foreign cells are; 0.5 is passed by one in twenty of the known"
-        return expit((self.distance(crops, errors) - self.limit[0])/self.limit[1])
+        return expit((self.distance(look, errors) - self.limit[0])/self.limit[1])

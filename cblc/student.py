@@ -27,12 +27,12 @@ def fit_student(teacher,           # a `DiffusionClassifier`
                 crops, labels,     # n x S x S x 3 uint8; n names of the teacher's classes
                 valid,             # (crops, labels, patient_ids or None) of other patients
                 patient_ids=None, settings=FitSettings(recipe='plain'), weight=.5, # of the teacher's word against the label's
-                vocabulary=None)->Classifier: # ValueError where a label is not the teacher's
+                vocabulary=None, out=None)->Classifier: # ValueError where a label is not the teacher's
     "Train a classifier on labels and on a diffusion model's probabilities"
     names = list(teacher.leaves.names); labels = list(map(str, labels)); odd = sorted(set(labels) - set(names))
     if odd: raise ValueError(f"label {odd[0]!r}: the teacher knows {', '.join(names)}; leave these cells out")
     if sorted(set(labels)) != sorted(names): raise ValueError(f"no cell of {', '.join(sorted(set(names) - set(labels)))}, which the teacher knows; a student needs some of each")
-    return fit_classifier(crops, labels, patient_ids, settings=settings, vocabulary=vocabulary, valid=valid, cbs=[Distill(teacher.probabilities(crops), weight)])
+    return fit_classifier(crops, labels, patient_ids, settings=settings, vocabulary=vocabulary, valid=valid, out=out, cbs=[Distill(teacher.probabilities(crops), weight)])
 
 @dataclass
 class Relay:
