@@ -1,20 +1,22 @@
 """The diffusion classifier against EfficientNet-B0, on the same splits, crops and augmentation.
 
     python benchmarks/diffusion.py in-domain|low-data|anomaly|shift|cost [--train] [--steps N] [--epochs N] [--seed 0] [--arch TIMM]
-                                   [--device auto] [--threads N] [--work DIR] [--quick]
+                                   [--device auto] [--threads N] [--work DIR] [--results FILE] [--quick]
 
 in-domain  ten fine classes of PBC (without IG and NEUTROPHIL), split by a hash of the file name: macro F1 on the test part
 low-data   10, 20 and 50 pictures a class, --seeds draws of them, --jobs at a time: balanced accuracy on the test part
 anomaly    a class held out of training (--hold-out ERB, then PMY; LMU: leukemic blasts of AML-LMU, nothing held out), told from the
            test part by each model's scores
 shift      trained on PBC's five classes, tested on bcisc and segmentation_wbc: balanced accuracy
-cost       the published protocol and ours with the same weights on --cells test cells: runs of the network and seconds a cell
+cost       the published protocol and ours with the same weights on test cells, --cells/20 a class: runs of the network and seconds a cell
 
 Weights: those that ship for in-domain, anomaly (ERB, LMU) and cost, unless --train. Pictures come as single cells, found, lit alike and
 at one scale a source (`SIZED` of cblc.crops), at 64 px. PBC names no patients, so figures flatter all models alike. Intervals: bootstrap
-over pictures, 2,000 draws (AUC: 200). --work keeps the crops and the models of all but low-data for the next command, and for the same one after a stop.
+over pictures (in low-data over draws of training cells, too), 2,000 draws (AUC: 200, cost: 500). --work keeps the crops, and the models
+of all but low-data, for the next command and for the same one after a stop. --results adds the table to a JSON file; 03a_diffusion
+draws from benchmarks/diffusion.json.
 """
-import argparse, json, multiprocessing, time
+import argparse, json, multiprocessing, sys, time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +29,9 @@ from cblc.data import read_image
 from cblc.diffusion import DiffusionSettings, fit_diffusion, load_diffusion, published_errors
 from cblc.engine import cores, progress
 from cblc.public import FINE, FIVE, part_of, public_root, read_five_class, read_pbc
+from cblc.racing import fit_bank
 from cblc.singles import as_crops, read_singles
-from cblc.student import fit_student
+from cblc.student import Relay, fit_student
 from cblc.training import FitSettings
 
 # the pictures
@@ -96,38 +99,50 @@ def draws_of(score, truth, *said, n=2000, seed=0):
     at = np.random.default_rng(seed).integers(len(truth), size=(n, len(truth)))
     return [float(score(truth, s)) for s in said], np.array([[score(truth[i], s[i]) for s in said] for i in at])
 
-def ends(d): return '{:.3f}-{:.3f}'.format(*np.quantile(d, [.025, .975]))
+def row(model, value, draws, **more): # of the table: a figure, its 95 % interval, and what else there is to say
+    low, high = np.quantile(draws, [.025, .975]); return dict(model=model, value=float(value), low=float(low), high=float(high), **more)
+
+def compared(score, truth, said, n=2000): # said: name -> answers; the first is ours, the last the peer it is set against
+    v, draws = draws_of(score, truth, *said.values(), n=n); first, *_, last = said
+    return [row(name, x, d) for name, x, d in zip(said, v, draws.T)] + [row(f'{first} less {last}', v[0]-v[-1], draws[:, 0]-draws[:, -1])]
 
 def names_of(model, x): return np.array(model.leaves.names)[model.probabilities(x, show=False).argmax(1)]
 
+def by_look(d, x): return np.array(d.leaves.names)[d.head_start(x).argmax(1)] # without the denoiser
+
 macro_f1 = partial(f1_score, average='macro')
 
-# the questions
+# the questions: each answers with a dict for the last line, and with the rows of its table
 
 def in_domain(a):
     part, _ = pbc_cells(a); d, c = fit_both(a, part('train'), part('valid'), 'diffusion'); x, y = part('test')
-    (fd, fc), draws = draws_of(macro_f1, y, names_of(d, x), names_of(c, x), n=200 if a.quick else 2000)
-    print(f'macro F1 on {len(y)} test cells: diffusion {fd:.3f} [{ends(draws[:, 0])}], {a.arch} {fc:.3f} [{ends(draws[:, 1])}], difference {fd-fc:+.3f} [{ends(draws[:, 0]-draws[:, 1])}]')
-    return dict(macro_f1=round(fd, 4), macro_f1_cnn=round(fc, 4))
+    rows = compared(macro_f1, y, {'diffusion': names_of(d, x), 'look alone': by_look(d, x), a.arch: names_of(c, x)}, n=200 if a.quick else 2000)
+    return dict(macro_f1=rows[0]['value'], macro_f1_cnn=rows[2]['value']), rows
 
 def low_run(a, train, valid, test, job):
-    "One draw of few cells: balanced accuracy of both models. The classifier sees twice as many crops as the diffusion model does."
+    "One draw of few cells: which test cells each model has right. The classifier sees twice as many crops as the diffusion model does."
     n, seed = job; tr, va = few(train[1], n, seed), few(valid[1], max(2, n//4), seed); pick = lambda p, i: (p[0][i], p[1][i])
     steps = max(20, a.steps//12); s = diffusion_settings(a, seed=seed, steps=steps, batch=32, early=2.5, lr=3e-3, threads=1 if a.jobs > 1 else a.threads)
     d = fit_generative(*pick(train, tr), pick(valid, va), s); c = fit_cnn(*pick(train, tr), pick(valid, va), cnn_settings(a, s, epochs=max(2, 2*steps*s.batch//len(tr)), threads=s.threads))
-    return [dict(n=n, seed=seed, model=k, bal_acc=balanced_accuracy_score(test[1], names_of(m, test[0]))) for k, m in (('diffusion', d), ('cnn', c))]
+    return n, seed, np.stack([names_of(d, test[0]), by_look(d, test[0]), names_of(c, test[0])]) == test[1]
 
 def low_data(a):
-    part, _ = pbc_cells(a); test = part('test'); i = few(test[1], a.cells//10, 0); test = test[0][i], test[1][i]; out = {}
+    part, _ = pbc_cells(a); test = part('test'); i = few(test[1], a.cells//10, 0); test = test[0][i], test[1][i]; out, rows, models = {}, [], ('diffusion', 'look alone', a.arch)
     work, jobs = partial(low_run, a, part('train'), part('valid'), test), [(n, seed) for n in (50, 20, 10) for seed in range(a.seeds)]
     if a.jobs > 1:
         with multiprocessing.get_context('spawn').Pool(a.jobs, maxtasksperchild=1) as pool: got = list(progress(pool.imap_unordered(work, jobs), 'draws', len(jobs)))
     else: got = [work(j) for j in jobs]
-    t = pd.DataFrame(sum(got, [])).pivot_table(index=['n', 'seed'], columns='model', values='bal_acc'); print(t.round(3).to_string())
-    for n, g in t.groupby('n'):
-        diff = (g.diffusion - g.cnn).to_numpy(); b = np.random.default_rng(0).choice(diff, (2000, len(diff))).mean(1); out[str(n)] = g.mean().round(4).to_dict()
-        print(f'{n} a class: diffusion {g.diffusion.mean():.3f}, {a.arch} {g.cnn.mean():.3f}, difference {diff.mean():+.3f} [{ends(b)}] over {len(g)} draws')
-    return out
+    for n in (10, 20, 50): # intervals over draws of the training cells and over pictures
+        right = np.stack([r for m, _, r in sorted(got, key=lambda g: g[:2]) if m == n]); rng = np.random.default_rng(0); score = lambda r: np.mean([r[..., test[1] == k].mean((0, 2)) for k in np.unique(test[1])], 0)
+        v, draws = score(right), np.array([score(right[rng.integers(a.seeds, size=a.seeds)][..., _again(test[1], rng)]) for _ in range(2000)]); each = [score(r[None]).round(3).tolist() for r in right]
+        rows += [row(k, v[j], draws[:, j], a_class=n, each=[e[j] for e in each]) for j, k in enumerate(models)] + [row(f'diffusion less {a.arch}', v[0]-v[2], draws[:, 0]-draws[:, 2], a_class=n)]
+        out[str(n)] = dict(diffusion=float(v[0]), cnn=float(v[2]))
+    return out, rows
+
+def _again(y, rng): # draw pictures again, within each class
+    at = np.arange(len(y))
+    for k in np.unique(y): i = np.flatnonzero(y == k); at[i] = rng.choice(i, len(i))
+    return at
 
 def cnn_scores(c, x, train):
     "Anomaly scores of a discriminative network: probability, energy, distance of features to the classes' means (Mahalanobis, Lee et al. 2018)."
@@ -156,12 +171,10 @@ def anomaly(a):
     both, truth = np.concatenate([own, foreign]), np.repeat([0, 1], [len(own), len(foreign)]); m = d.meter(both)
     kinds = {'diffusion': 'both', 'diffusion: look alone': 'look', 'diffusion: errors alone': 'errors', 'diffusion: null class': 'null'}
     e = d.errors(both, d.profile.pairs, m); scores = {name: d.profile.distance(m.look, e, kind) for name, kind in kinds.items()} | {'diffusion: max probability': 1-d.race(both, meter=m).probabilities(d.temperature).max(1)}
-    scores |= {f'{a.arch}: {name}': v for name, v in cnn_scores(c, both, train).items()}; auc = {}
+    scores |= {f'{a.arch}: {name}': v for name, v in cnn_scores(c, both, train).items()}; rows = []
     for name, v in scores.items():
-        (auc[name],), draws = draws_of(roc_auc_score, truth, v, n=200); fpr, tpr, _ = roc_curve(truth, v); j = (tpr-fpr).argmax()
-        print(f'{name:34s} AUC {auc[name]:.3f} [{ends(draws)}], at the Youden point sensitivity {tpr[j]:.3f}, specificity {1-fpr[j]:.3f}')
-    print(f'{a.hold_out} (n={len(foreign)}) against {len(own)} test cells of the known classes')
-    return dict(auc=round(auc['diffusion'], 4), auc_best_cnn=round(max(v for name, v in auc.items() if not name.startswith('diffusion')), 4))
+        (auc,), draws = draws_of(roc_auc_score, truth, v, n=200); fpr, tpr, _ = roc_curve(truth, v); j = (tpr-fpr).argmax(); rows.append(row(name, auc, draws, sensitivity=tpr[j], specificity=1-fpr[j], foreign=len(foreign), known=len(own)))
+    return dict(auc=rows[0]['value'], auc_best_cnn=max(r['value'] for r in rows if not r['model'].startswith('diffusion'))), rows
 
 def shift(a):
     part, _ = pbc_cells(a, {k: v for k, v in FIVE.items() if k.isupper()}); d, c = fit_both(a, part('train'), part('valid'))
@@ -170,36 +183,42 @@ def shift(a):
     p = pbc_table(a, [k for k in FIVE if k.isupper()]); whole = lambda paths: as_crops([read_image(q) for q in paths], a.size)
     wx, wy, k = whole(p.path), p.label.map(FIVE).to_numpy(str), p.image_id.map(part_of).to_numpy()
     plain = fit_cnn(wx[k == 'train'], wy[k == 'train'], (wx[k == 'valid'], wy[k == 'valid']), FitSettings(recipe='plain', arch=a.arch, size=a.size, epochs=a.epochs, seed=a.seed, pretrained=False, device=a.device, threads=a.threads), kept(a, 'plain', a.arch))
-    s, draws = draws_of(balanced_accuracy_score, fy, names_of(d, fx), names_of(c, fx), names_of(plain, whole(t.path)), n=200)
-    for i, name in enumerate(('diffusion', f'{a.arch}, same crops and augmentation', 'plain, pictures as they are')): print(f'{name:50s} balanced accuracy {s[i]:.3f} [{ends(draws[:, i])}] on {len(fy)} pictures of bcisc and segmentation_wbc')
-    return dict(bal_acc=round(s[0], 4), bal_acc_plain=round(s[2], 4))
+    rows = compared(balanced_accuracy_score, fy, {'diffusion': names_of(d, fx), 'look alone': by_look(d, fx), f'{a.arch}, the same crops and augmentation': names_of(c, fx), 'plain, pictures as they are': names_of(plain, whole(t.path))})
+    return dict(bal_acc=rows[0]['value'], bal_acc_plain=rows[3]['value']), [r | dict(pictures=len(fy)) for r in rows]
 
-def crops_a_second(model, x, n=2000):
-    "Crops that a model classifies in a second, after a first look."
-    many = np.resize(x, (n, *x.shape[1:])); model.probabilities(many[:64], show=False)
-    t = time.time(); model.probabilities(many, show=False); return n/(time.time()-t)
+def errors_alone(d, x, y, seed):
+    "The same model without the head start of the look: another bank, chosen on validation cells"
+    i = few(y, 30, seed); e = d.errors(x[i], np.arange(len(d.looks)))[:, :-1]; return replace(d, bank=fit_bank(e, np.array([d.leaves.names.index(k) for k in y[i]])))
 
 def cost(a):
-    part, _ = pbc_cells(a); x, y = part('test'); i = few(y, max(1, a.cells//20), a.seed); x, y = x[i], y[i]
-    d = shipped_or_none(a, 'diffusion') or fit_generative(*part('train'), part('valid'), diffusion_settings(a)); names = np.array(d.leaves.names); d.race(x[:4])
-    t = time.time(); race = d.race(x); ours = time.time()-t
-    t = time.time(); e, trials = published_errors(d, x, a.seed, most=200 if a.quick else 2000); theirs = time.time()-t
-    runs = d.runs(race), trials.max(1) if d.net.heads == 'all' else trials.sum(1)
-    s, draws = draws_of(balanced_accuracy_score, y, names[race.winner], names[e.argmin(1)], n=500)
-    for name, n, sec, acc in zip(('cblc', 'cytodiffusion'), runs, (ours, theirs), s): print(f'{name:14s} {n.mean():8.2f} runs of the network a cell, {sec/len(x):.4f} s a cell, balanced accuracy {acc:.3f} (n={len(x)}, {d.meter(x[:1]).device}, {torch.get_num_threads()} threads)')
-    train = part('train'); k = few(train[1], 100 if a.device == 'cpu' and not a.train else len(train[1]), 0)
-    student = fit_student(d, train[0][k], train[1][k], (*part('valid'), None), settings=cnn_settings(a, d.settings, epochs=max(1, a.epochs//4))); rate = crops_a_second(student, x)
-    print(f'student: {rate:.0f} crops/s, balanced accuracy {balanced_accuracy_score(y, names_of(student, x)):.3f}; the protocols differ by {s[0]-s[1]:+.4f} [{ends(draws[:, 0]-draws[:, 1])}]')
-    return dict(evaluations_ratio=round(runs[0].sum()/runs[1].sum(), 4), seconds_ratio=round(ours/theirs, 4), bal_acc_difference=round(s[0]-s[1], 4), student_crops_per_s=round(rate, 1))
+    part, _ = pbc_cells(a); train, valid, (x, y) = map(part, ('train', 'valid', 'test')); i = few(y, max(1, a.cells//20), a.seed); x, y = x[i], y[i]
+    d = shipped_or_none(a, 'diffusion') or fit_generative(*train, valid, diffusion_settings(a), kept(a, 'diffusion', len(train[0]))); names = np.array(d.leaves.names); d.race(x[:64])
+    ran = {} # name -> answers, runs of the network, seconds
+    for name, m in {'cblc': d, 'cblc, errors alone': errors_alone(d, *valid, a.seed)}.items(): t = time.time(); race = m.race(x); ran[name] = names[race.winner], m.runs(race), time.time()-t
+    student = fit_student(d, *train, (*valid, None), settings=cnn_settings(a, d.settings), out=kept(a, 'student', a.arch, len(train[0]))); student.probabilities(x[:64], show=False)
+    t = time.time(); said = names_of(student, x); ran['student'] = said, np.zeros(len(x)), time.time()-t
+    t = time.time(); p = Relay(student, d).predict(x, show=False); ran['student, then cblc'] = p.category.to_numpy(str), np.where(p.handed_over, ran['cblc'][1], 0), time.time()-t
+    t = time.time(); e, trials = published_errors(d, x, a.seed, most=200 if a.quick else 2000); ran['cytodiffusion'] = names[e.argmin(1)], trials.max(1) if d.net.heads == 'all' else trials.sum(1), time.time()-t
+    print(f'{len(x)} cells; {100*p.handed_over.mean():.0f} % handed over by the student'); *rows, gap = compared(balanced_accuracy_score, y, {k: v[0] for k, v in ran.items()}, n=500)
+    rows = [r | dict(runs=n.mean(), seconds=sec/len(x), cells=len(x)) for r, (_, n, sec) in zip(rows, ran.values())] + [gap]; first, last = rows[0], rows[-2]
+    return dict(evaluations_ratio=first['runs']/last['runs'], seconds_ratio=first['seconds']/last['seconds'], bal_acc_difference=gap['value'], student_crops_per_s=1/rows[2]['seconds']), rows
+
+def keep_results(a, ran, rows):
+    "Put this command's table beside those of others."
+    path = Path(a.results); told = json.loads(path.read_text()) if path.is_file() else {}; name = ' '.join([a.what] + [a.hold_out]*(a.what == 'anomaly') + [a.arch]*(a.arch != 'efficientnet_b0'))
+    path.write_text(json.dumps(told | {name: dict(ran=ran, rows=rows)}, indent=1) + '\n')
 
 QUESTIONS = {'in-domain': in_domain, 'low-data': low_data, 'anomaly': anomaly, 'shift': shift, 'cost': cost}
 
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); ap.add_argument('what', choices=QUESTIONS)
     for k, v in dict(steps=DiffusionSettings.steps, seed=0, seeds=5, epochs=14, size=64, cells=1000, threads=cores(), jobs=1).items(): ap.add_argument(f'--{k}', type=int, default=v)
-    for k, v in dict(arch='efficientnet_b0', device='auto', work='').items(): ap.add_argument(f'--{k}', default=v)
+    for k, v in dict(arch='efficientnet_b0', device='auto', work='', results='').items(): ap.add_argument(f'--{k}', default=v)
     ap.add_argument('--hold-out', default='ERB', choices=['ERB', 'PMY', 'LMU']); ap.add_argument('--train', action='store_true'); ap.add_argument('--quick', action='store_true'); a = ap.parse_args()
     if public_root() is None: raise SystemExit('no public images here; set CBLC_DATA to their folder (data/README.md)')
     if a.quick: a.steps, a.epochs, a.size, a.seeds, a.cells = 40, 1, 32, 1, 40
-    torch.set_num_threads(a.threads); t = time.time(); out = QUESTIONS[a.what](a)
-    print(f'{a.what}, seed {a.seed}, {a.size} px, {time.time()-t:.0f} s'); print(json.dumps(out))
+    torch.set_num_threads(a.threads); t = time.time(); out, rows = QUESTIONS[a.what](a); rounded = lambda v: {k: rounded(x) for k, x in v.items()} if isinstance(v, dict) else round(v, 4) if isinstance(v, float) else v
+    device = 'cuda' if a.device != 'cpu' and torch.cuda.is_available() else 'cpu'; asked = ' '.join(v for k, v in zip(['', *sys.argv[1:]], sys.argv[1:]) if not {k, v} & {'--work', '--results'}); ran = dict(command=f'python benchmarks/diffusion.py {asked}', device=device, threads=a.threads, jobs=a.jobs, steps=a.steps, epochs=a.epochs, size=a.size, seed=a.seed, seconds=round(time.time()-t))
+    print(pd.DataFrame(rows).round(4).to_string(index=False)); print(ran)
+    if a.results: keep_results(a, ran, [rounded(r) for r in rows])
+    print(json.dumps(rounded(out)))

@@ -28,7 +28,7 @@ def _likelihood(S, truth, head=0.): # of a scale: S is n x C x ...
 
 def fit_bank(errors,           # n x C x P: of validation cells, for each class and candidate pair
              truth,            # n: class indices
-             size:int=16,      # pairs wanted
+             size:int=16,      # most pairs
              start=None,       # n x C: log likelihoods from before the first look
             )->Bank:           # ValueError where the errors tell nothing apart
     "Choose pairs by how well they separate the classes"
@@ -38,13 +38,14 @@ def fit_bank(errors,           # n x C x P: of validation cells, for each class 
     gain = 2*d.mean(0).clip(0)/d.var(0).clip(1e-12); L = -gain*(errors - errors.mean(1, keepdims=True))
     if not gain.any(): raise ValueError('under no pair does the right class have the smaller error; train longer')
     worth = lambda A, head=0.: float(np.exp(minimize_scalar(lambda f: -_likelihood(A, truth, head)(np.exp(f)), bounds=(-6, 1), method='bounded').x)); A = np.zeros((n, C)) if start is None else np.asarray(start, float)
-    S, chosen, sums, w = np.zeros((n, C)), [], [], worth(A) if start is not None else 0.
+    S, chosen, sums, heads, likely, w = np.zeros((n, C)), [], [], [], [], worth(A) if start is not None else 0.
     for _ in range(min(size, int((gain > 0).sum()))):
         left = np.setdiff1d(np.flatnonzero(gain > 0), chosen); score = np.max([_likelihood(S[..., None] + L[..., left], truth, w*A[..., None])(f) for f in (.1, .3, .6, 1.)], 0)
         chosen.append(left[score.argmax()]); S = S + L[..., chosen[-1]]; sums.append(S)
-    for _ in range(10*(start is not None)): w = worth(A, worth(S, w*A)*S)     # the two say the same in part: each is weighed beside the other
-    scale = np.array([worth(S, w*A) for S in sums])
-    return Bank(np.array(chosen), gain[chosen], scale, np.maximum.accumulate(np.cumsum(gain[chosen]*d.mean(0)[chosen])*scale), w)
+        for _ in range(6*(start is not None)): w = worth(A, worth(S, w*A)*S)  # the two say the same in part: each is weighed beside the other
+        heads.append(w); likely.append(_likelihood(S, truth, w*A)(worth(S, w*A)))
+    m = int(np.argmax(likely)) + 1; w, chosen = heads[m-1], np.array(chosen[:m]); scale = np.array([worth(S, w*A) for S in sums[:m]])
+    return Bank(chosen, gain[chosen], scale, np.maximum.accumulate(np.cumsum(gain[chosen]*d.mean(0)[chosen])*scale), w)
 
 # %% ../nbs/02h_racing.ipynb #c011
 @dataclass(frozen=True)
