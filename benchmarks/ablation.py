@@ -40,9 +40,11 @@ def prepare(args, work):
     from cblc.matching import match_cells
     from cblc.segmentation import Segmenter, segment_images
     from cblc.data import split_patients
-    cohort = make_cohort(work/'cohort', n_patients=(8, 6, 6, 2, 2, 2) if args.quick else None, shape='study', fields_per_patient=2, seed=args.seed)
+    cohort = make_cohort(work/'cohort', n_patients=(8, 6, 6, 2, 2, 2) if args.quick else None, shape='study',
+                         fields_per_patient=2, seed=args.seed)
     found, problems = segment_images(cohort.images, Segmenter.load(), cohort.um_per_px); assert not problems, problems
-    _, found = match_cells(cohort.cells, found); split = split_patients(cohort.patients[~cohort.patients.center.isin(EXTERNAL)], {'train': .8, 'valid': .2}, args.seed)
+    _, found = match_cells(cohort.cells, found)
+    split = split_patients(cohort.patients[~cohort.patients.center.isin(EXTERNAL)], {'train': .8, 'valid': .2}, args.seed)
     expert = cohort.cells[cohort.cells.patient_id.map(split) == 'train'].reset_index(drop=True)
     crops = {k: [crops_of_cohort(cohort.images, t, s, progress=False)[0] for t in (expert, found)] for k, s in looks(args.size).items()}
     return expert, found.assign(split=found.patient_id.map(split).fillna('external')), crops
@@ -54,8 +56,10 @@ def one(job):
     from cblc.classifier import fit_classifier
     from cblc.study import SMEARS, _labelled, _train_labels
     from cblc.training import FitSettings
-    torch.set_num_threads(1); recipe, look, differs = ROWS[name]; x1, x2 = crops[look]; e, f = _train_labels(expert), _train_labels(found, artefacts=True)
-    s = FitSettings(recipe=recipe, **dict(size=args.size, epochs=args.epochs, epochs2=args.epochs2, seed=args.seed, pretrained=False, threads=1, lr=args.lr, batch=32) | (SMEARS if recipe == 'cblc' else {}) | differs)  # temperature and best epoch are the frozen network's
+    torch.set_num_threads(1); recipe, look, differs = ROWS[name]; x1, x2 = crops[look]
+    e, f = _train_labels(expert), _train_labels(found, artefacts=True)
+    # temperature and best epoch are the frozen network's
+    s = FitSettings(recipe=recipe, **dict(size=args.size, epochs=args.epochs, epochs2=args.epochs2, seed=args.seed, pretrained=False, threads=1, lr=args.lr, batch=32) | (SMEARS if recipe == 'cblc' else {}) | differs)
     take = lambda part: _labelled(f, x2, f.label.notna() & (f.split == part))
     t = time.time(); clf = fit_classifier(*_labelled(e, x1, e.label.notna()), settings=s, second_stage=take('train'), valid=take('valid'))
     used = dict(frozen=clf, adapted=replace(clf, adapt_bn=1.)) | ({'frozen, one look': replace(clf, views=1)} if name == 'cblc' else {})
@@ -75,16 +79,22 @@ def main():
     from cblc.engine import cores, progress
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for k, v in dict(epochs=6, epochs2=6, seed=0, size=64, jobs=cores()).items(): ap.add_argument(f'--{k}', type=int, default=v)
-    ap.add_argument('--lr', type=float, default=2e-3); ap.add_argument('--rows', default='', help='further rows than p1 and cblc, parted by ;  default: all'); ap.add_argument('--work'); ap.add_argument('--quick', action='store_true'); args = ap.parse_args()
+    ap.add_argument('--lr', type=float, default=2e-3)
+    ap.add_argument('--rows', default='', help='further rows than p1 and cblc, parted by ;  default: all')
+    ap.add_argument('--work'); ap.add_argument('--quick', action='store_true'); args = ap.parse_args()
     if args.quick: args.epochs, args.epochs2, args.size = 1, 1, 32
-    names = sorted([n for n in ROWS if n in ('p1', 'cblc') or not args.rows or n in args.rows.split(';')], key=lambda n: n not in ('p1', 'cblc')); t = time.time()
+    names = sorted([n for n in ROWS if n in ('p1', 'cblc') or not args.rows or n in args.rows.split(';')],
+                   key=lambda n: n not in ('p1', 'cblc'))
+    t = time.time()
     if args.quick: names = [n for n in names if 'shipped' not in n]
     with tempfile.TemporaryDirectory() as tmp: expert, found, crops = prepare(args, Path(args.work or tmp))
     print(f'{len(expert)} expert cells to train on, {len(found)} detections, drawn and cut in {time.time()-t:.0f} s; CPU, seed {args.seed}, {args.epochs}+{args.epochs2} epochs at {args.size} px, learning rate {args.lr}')
-    with multiprocessing.get_context('fork').Pool(args.jobs, maxtasksperchild=1) as pool: got = {n: (r, s) for n, r, s in progress(pool.imap_unordered(one, [(n, args) for n in names]), 'training', len(names))}
+    with multiprocessing.get_context('fork').Pool(args.jobs, maxtasksperchild=1) as pool:
+        got = {n: (r, s) for n, r, s in progress(pool.imap_unordered(one, [(n, args) for n in names]), 'training', len(names))}
     cell = lambda s, k: f'{s[k]:.3f} [{s[k+"_low"]:.3f}-{s[k+"_high"]:.3f}]'
     for n in (n for n in ROWS if n in got):
-        for use, r in got[n][0].items(): print(f'{n:31} {use:16}', *(f'{c} F1 {cell(r[c], "weighted_f1")} ECE {cell(r[c], "ece")} n={r[c]["n"]}/{r[c]["n_patients"]}' for c in EXTERNAL), sep='  ')
+        for use, r in got[n][0].items():
+            print(f'{n:31} {use:16}', *(f'{c} F1 {cell(r[c], "weighted_f1")} ECE {cell(r[c], "ece")} n={r[c]["n"]}/{r[c]["n_patients"]}' for c in EXTERNAL), sep='  ')
         print(f'{"":31} trained and judged in {got[n][1]:.0f} s')
     print(json.dumps({c: {n: {k: round(got[n][0][use][c][k], 4) for k in ('weighted_f1', 'ece')} for n, use in (('p1', 'frozen'), ('cblc', 'adapted'))} for c in EXTERNAL}))
 

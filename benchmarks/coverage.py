@@ -37,16 +37,21 @@ def seconds_10k(n_patients=10_000, n_cells=500, n_fields=12, seed=0):
     who = np.repeat([f'p{i:05d}' for i in range(n_patients)], n_cells); field = np.tile(np.arange(n_cells)*n_fields//n_cells, n_patients)
     cells = pd.DataFrame(dict(patient_id=who, image_id=np.char.add(np.char.add(who, '-'), field.astype(str)), center='center1', category='N', p_cblc=p, cblc=p >= .5))
     start = time.perf_counter(); table = patient_table(cells); raw = time.perf_counter() - start
-    table = table.drop(columns='n_cells').join(correct_ratios(count_fields(cells), Validation(850, 150, 2900, 100, 80, 120)), on='patient_id'); total = time.perf_counter() - start
+    table = table.drop(columns='n_cells').join(correct_ratios(count_fields(cells), Validation(850, 150, 2900, 100, 80, 120)),
+                                               on='patient_id')
+    total = time.perf_counter() - start
     assert len(table) == n_patients and table[['cblc_low', 'corrected_low', 'corrected_high']].notna().to_numpy().all()
     return raw, total
 
 def show(title, table): print(f'\n{title}'); print(table[COLS].to_string(float_format=lambda x: f'{x:.3f}'))
 
 if __name__ == '__main__':
-    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0]); ap.add_argument('--quick', action='store_true', help='few patients, a smoke run'); ap.add_argument('--seed', type=int, default=0); ap.add_argument('--jobs', type=int, default=2, help='processes')
+    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap.add_argument('--quick', action='store_true', help='few patients, a smoke run')
+    ap.add_argument('--seed', type=int, default=0); ap.add_argument('--jobs', type=int, default=2, help='processes')
     a = ap.parse_args(); n, labs, runs, fixed_n = (200, 20, 1, 60) if a.quick else (2000, 400, 4, 1000); s = 1000*a.seed
-    jobs = [(dict(n_patients=n, n_labs=labs, seed=s + i), i == 0) for i in range(runs)] + [(dict(n_patients=n, n_labs=labs, differ=d, seed=s + 100 + i), False) for i, d in enumerate((.15, .5))]
+    jobs = [(dict(n_patients=n, n_labs=labs, seed=s + i), i == 0)
+            for i in range(runs)] + [(dict(n_patients=n, n_labs=labs, differ=d, seed=s + 100 + i), False) for i, d in enumerate((.15, .5))]
     jobs += [(dict(n_patients=fixed_n, n_labs=fixed_n//5, ratio=r, seed=s + 200 + i), False) for i, r in enumerate(RATIOS)]
     raw, total = seconds_10k(1000 if a.quick else 10_000)
     with ProcessPoolExecutor(a.jobs) as pool: done = list(pool.map(run, jobs))
@@ -54,7 +59,8 @@ if __name__ == '__main__':
     show(f'Main world: {runs} runs of {n} patients, {labs} laboratories each, seeds {s} to {s + runs - 1}; by true ratio', t)
     print('each run: ' + ', '.join(f'{j.corrected_covers.mean():.4f}' for j, _ in done[:runs]))
     show(f'Fixed true ratios, {fixed_n} patients each, seeds {s + 200} to {s + 200 + len(RATIOS) - 1}', coverage_table(fixed, by='truth'))
-    for k, d in enumerate((.15, .5)): show(f'Harder world: patients differ by {d} in log-odds, {n} patients, seed {s + 100 + k}', coverage_table(done[runs + k][0]))
+    for k, d in enumerate((.15, .5)):
+        show(f'Harder world: patients differ by {d} in log-odds, {n} patients, seed {s + 100 + k}', coverage_table(done[runs + k][0]))
     print(f'\nMean absolute error in percentage points, {n} patients, seed {s}'); print(done[0][1].round(2).to_string())
     print(f'\n{1000 if a.quick else 10_000} patients of 500 cells: {raw:.1f} s with raw intervals, {total:.1f} s with corrected ones too (one process)')
     bands = t.drop(index='all').coverage

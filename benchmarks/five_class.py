@@ -14,7 +14,8 @@ source names its patients, so pictures of one patient may count more than once.
 import argparse, json, multiprocessing, time
 import numpy as np
 
-PEERS = {'plain': ('plain', False), 'p1': ('p1', False), "plain, cblc's crops": ('plain', True), 'cblc': ('cblc', True)}  # recipe, found and lit?
+# recipe, found and lit?
+PEERS = {'plain': ('plain', False), 'p1': ('p1', False), "plain, cblc's crops": ('plain', True), 'cblc': ('cblc', True)}
 SOURCES = ('wbc_dataset1', 'wbc_dataset2', 'bcisc', 'pbc128')
 
 def read(pictures, size):
@@ -66,7 +67,8 @@ def main():
     from cblc.engine import cores, progress
     from cblc.public import public_root, read_five_class
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for k, v in dict(seeds=3, per_class=200, epochs=8, size=64, jobs=cores(), batch=32).items(): ap.add_argument(f'--{k.replace("_", "-")}', type=int, default=v)
+    for k, v in dict(seeds=3, per_class=200, epochs=8, size=64, jobs=cores(), batch=32).items():
+        ap.add_argument(f'--{k.replace("_", "-")}', type=int, default=v)
     ap.add_argument('--lr', type=float, default=2e-3); ap.add_argument('--quick', action='store_true'); args = ap.parse_args()
     if public_root() is None: raise SystemExit('no public images here; set CBLC_DATA to their folder (data/README.md)')
     if args.quick: args.seeds, args.per_class, args.epochs, args.size = 1, 12, 1, 32
@@ -78,7 +80,8 @@ def main():
     scores, draws = table(got, pictures); ends = lambda d: '{:.3f}-{:.3f}'.format(*np.quantile(d, [.025, .975]))
     print(f'\nweighted F1 on the source left out; CPU, {args.seeds} seeds, {args.epochs} epochs, {args.size} px, {time.time()-t:.0f} s')
     for name in PEERS: print(f'{name:20s}', *(f'{s} {scores[name, s]:.3f} [{ends(draws[name, s])}]' for s in (*SOURCES, 'mean')), sep='  ')
-    for peer in ('plain', 'p1'): print(f'cblc less {peer}:', *(f'{s} {scores["cblc", s]-scores[peer, s]:+.3f} [{ends(draws["cblc", s]-draws[peer, s])}]' for s in (*SOURCES, 'mean')), sep='  ')
+    for peer in ('plain', 'p1'):
+        print(f'cblc less {peer}:', *(f'{s} {scores["cblc", s]-scores[peer, s]:+.3f} [{ends(draws["cblc", s]-draws[peer, s])}]' for s in (*SOURCES, 'mean')), sep='  ')
     print(json.dumps({n: round(scores[n, 'mean'], 4) for n in ('plain', 'p1', 'cblc')} | dict(by_source={n: {s: round(scores[n, s], 4) for s in SOURCES} for n in PEERS})))
 
 if __name__ == '__main__': main()

@@ -55,7 +55,8 @@ def bootstrap(values, statistic, n=1000, seed=0):
 def ap50(images, truth, found, n):
     t, f = by_image(images, truth), by_image(images, found); ids = list(images.image_id)
     def ap(some):
-        T = pd.concat([t[i].assign(image_id=str(k)) for k, i in enumerate(some)]); F = pd.concat([f[i].assign(image_id=str(k)) for k, i in enumerate(some)])
+        T = pd.concat([t[i].assign(image_id=str(k)) for k, i in enumerate(some)])
+        F = pd.concat([f[i].assign(image_id=str(k)) for k, i in enumerate(some)])
         return average_precision(T, F)['ap50']
     return ap(ids), bootstrap(ids, ap, n), len(truth)
 
@@ -75,14 +76,17 @@ if __name__ == '__main__':
     ap.add_argument('--model'); ap.add_argument('--quick', action='store_true', help='six images a set')
     a = ap.parse_args(); seg = Segmenter.load(a.model); n = 50 if a.quick else 1000
     bc, bt = read_bcisc(); bc = bc[bc.held_out]
-    sets = dict(bcisc_ap50=((bc, bt[bt.image_id.isin(bc.image_id)]), ap50), segpc_recall=(read_segpc(), recall), segwbc_iou=(read_segmentation_wbc(), wbc_iou))
+    sets = dict(bcisc_ap50=((bc, bt[bt.image_id.isin(bc.image_id)]), ap50), segpc_recall=(read_segpc(), recall),
+                segwbc_iou=(read_segmentation_wbc(), wbc_iou))
     print(f'device: CPU, {cores()} cores, {seg.engine.backend}; model {a.model or "shipped"}\n{"figure":32} {"value":>7} {"95 % interval":>17} {"cells":>6} {"images":>7} {"s/image":>8} {"threshold peer":>15}')
     last = {}
     for name, ((images, truth), figure) in sets.items():
         if a.quick: images = images.iloc[::max(1, len(images)//6)]; truth = truth[truth.image_id.isin(images.image_id)]
         t = time.time(); found, problems = segment_images(images, seg, show=False); t = (time.time() - t)/len(images)
         for p in problems: print('problem:', p)
-        parts = [(name, images)] + [(f'  {c}', images[k == c]) for k in [images.center if name != 'segpc_recall' else images.image_id.str.split('_').str[0]] for c in sorted(k.unique()) if k.nunique() > 1]
+        parts = [(name, images)] + [(f'  {c}', images[k == c])
+                                    for k in [images.center if name != 'segpc_recall'
+                                              else images.image_id.str.split('_').str[0]] for c in sorted(k.unique()) if k.nunique() > 1]
         for label, part in parts:
             v, (lo, hi), k = figure(part, truth[truth.image_id.isin(part.image_id)], found, n)
             peer = figure(part, truth[truth.image_id.isin(part.image_id)], threshold_cells(part), 1)[0] if label == name else np.nan

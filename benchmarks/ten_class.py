@@ -17,7 +17,9 @@ if __name__ == '__main__':
     from cblc.public import FINE, part_of, public_root, read_pbc
     from cblc.singles import read_singles, view_settings
     from cblc.training import FitSettings
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); ap.add_argument('--recipe', default='home'); ap.add_argument('--view'); ap.add_argument('--out'); ap.add_argument('--quick', action='store_true')
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument('--recipe', default='home'); ap.add_argument('--view'); ap.add_argument('--out')
+    ap.add_argument('--quick', action='store_true')
     for k, v in dict(epochs=30, size=96, seed=0, threads=cores()).items(): ap.add_argument(f'--{k}', type=int, default=v)
     a = ap.parse_args(); t = time.time()
     if public_root() is None: raise SystemExit('no public images here; set CBLC_DATA to their folder (data/README.md)')

@@ -77,13 +77,15 @@ def _cells(shapes):
         if fault: faults.append(f'{s.file}: {s.row}: {fault}')
         elif s.code == 'nucleus' and s.group is not None: nuclei[s.image_id, s.group] = _polygon(s.parts)
         else: rows.append((s.cell_id, s.image_id, _polygon(s.parts), s.code, _polygon(s.nucleus) if s.nucleus else None, s.group))
-    if faults: warnings.warn(f'{len(faults)} outlines left out: ' + '; '.join(faults[:5]) + (' ...' if len(faults) > 5 else ''), stacklevel=3)
+    if faults:
+        warnings.warn(f'{len(faults)} outlines left out: ' + '; '.join(faults[:5]) + (' ...' if len(faults) > 5 else ''), stacklevel=3)
     cells = pd.DataFrame(rows, columns=['cell_id', 'image_id', 'polygon', 'code', 'nucleus', 'group'])
     count = cells.groupby('image_id').cumcount() + 1
     cells['cell_id'] = [c if isinstance(c, str) else f'{i}_{k:04d}' for c, i, k in zip(cells.cell_id, cells.image_id, count)]
     joined = [n if n is not None else nuclei.pop((i, g), None) for n, i, g in zip(cells.nucleus, cells.image_id, cells.group)]
     cells['nucleus'] = pd.Series(joined, index=cells.index, dtype=object)
-    if nuclei: warnings.warn(f'{len(nuclei)} nuclei belong to no cell (first: image {next(iter(nuclei))[0]}); give nucleus and cell the same group_id', stacklevel=3)
+    if nuclei:
+        warnings.warn(f'{len(nuclei)} nuclei belong to no cell (first: image {next(iter(nuclei))[0]}); give nucleus and cell the same group_id', stacklevel=3)
     keys = ['cell_id', 'image_id', 'code']
     cells[keys] = cells[keys].astype('string')
     return cells.drop(columns=['group'] if cells.nucleus.notna().any() else ['group', 'nucleus'])
@@ -91,7 +93,8 @@ def _cells(shapes):
 # %% ../nbs/002_annotations.ipynb #c010
 def _text(path):
     try: return Path(path).read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as e: raise ValueError(f'{path}: not readable as text ({e}); give an annotation file in UTF-8') from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f'{path}: not readable as text ({e}); give an annotation file in UTF-8') from e
 
 def _json(path):
     try: return json.loads(_text(path))
@@ -138,7 +141,8 @@ def _one_ring(geometry, loss):
     return np.asarray(best.exterior.coords)[:-1, :2]
 
 def _tell(loss, who):
-    if loss: warnings.warn(f'{who} holds one ring a cell: of {len(loss)} cells with holes or several parts the largest outline was kept', stacklevel=3)
+    if loss:
+        warnings.warn(f'{who} holds one ring a cell: of {len(loss)} cells with holes or several parts the largest outline was kept', stacklevel=3)
 
 # %% ../nbs/002_annotations.ipynb #c016
 def _labelme_ring(shape):
@@ -182,7 +186,8 @@ def write_labelme(
         for k, c in enumerate(rows, 1):
             shapes.append(_labelme_shape(_one_ring(c['polygon'], loss), _label(c), k, **({'cell_id': c['cell_id']} if 'cell_id' in c else {})))
             if c.get('nucleus') is not None: shapes.append(_labelme_shape(_one_ring(c['nucleus'], loss), 'nucleus', k))
-        doc = dict(version='5.5.0', flags={}, shapes=shapes, imagePath=Path(path).name if path else image_id, imageData=None, imageHeight=h, imageWidth=w)
+        doc = dict(version='5.5.0', flags={}, shapes=shapes, imagePath=Path(path).name if path else image_id, imageData=None,
+                   imageHeight=h, imageWidth=w)
         (out/f'{image_id}.json').write_text(json.dumps(doc, ensure_ascii=False), encoding='utf-8')
     _tell(loss, 'LabelMe')
     return out
@@ -206,7 +211,8 @@ def _coco_parts(a, size):
 def _coco_shapes(path, images=None):
     for f in _files(path, '.json'):
         doc = _json(f)
-        if not isinstance(doc, dict) or not {'images', 'annotations'} <= set(doc): raise ValueError(f'{f}: no "images" and "annotations", so no COCO contours; give an instances file')
+        if not isinstance(doc, dict) or not {'images', 'annotations'} <= set(doc):
+            raise ValueError(f'{f}: no "images" and "annotations", so no COCO contours; give an instances file')
         found = {i['id']: i for i in doc['images']}; names = {c['id']: c['name'] for c in doc.get('categories', [])}
         if not any(a.get('segmentation') or a.get('bbox') for a in doc['annotations']):
             raise ValueError(f'{f}: a COCO file without contours (captions, labels, panoptic or an image list); give an instances file')
@@ -259,7 +265,8 @@ def write_coco(
         w, h = map(int, size[image_id])
         listed.append(dict(id=k, file_name=Path(path).name if path else image_id, width=w, height=h))
         found += [_coco_annotation(len(found) + n, c, k, category[_label(c)], (w, h), rle) for n, c in enumerate(rows, 1)]
-    doc = dict(info=dict(description=DISCLAIMER), images=listed, annotations=found, categories=[dict(id=k, name=l) for l, k in category.items()])
+    doc = dict(info=dict(description=DISCLAIMER), images=listed, annotations=found,
+               categories=[dict(id=k, name=l) for l, k in category.items()])
     out.write_text(json.dumps(doc, ensure_ascii=False), encoding='utf-8')
     return out
 
@@ -311,7 +318,8 @@ def _yolo_shapes(path, images=None):
                 continue
             boxes += len(numbers) in (4, 5); cls = int(cls)
             problem = f'class {cls} has no name' if names is not None and not 0 <= cls < len(names) else None
-            yield Shape(f, f'line {i}', f.stem, _yolo_parts(numbers, *size), _code(names[cls]) if names and not problem else None, problem=problem)
+            yield Shape(f, f'line {i}', f.stem, _yolo_parts(numbers, *size),
+                        _code(names[cls]) if names and not problem else None, problem=problem)
     if boxes: warnings.warn(f'{path}: {boxes} boxes without a contour are read as rectangles', stacklevel=4)
 
 # %% ../nbs/002_annotations.ipynb #c031
@@ -404,13 +412,15 @@ def _label_image(f):
     from skimage.measure import label
     with Image.open(f) as im: a = np.asarray(im if im.mode in ('L', 'I', 'I;16', 'P', '1') else im.convert('L'))
     lossy = f.suffix.lower() in ('.jpg', '.jpeg'); values = np.unique(a)
-    if lossy or set(values.tolist()) <= {0, 1} or set(values.tolist()) <= {0, 255}: return label(a > (127 if values[-1] > 1 else 0), connectivity=1)
+    if lossy or set(values.tolist()) <= {0, 1} or set(values.tolist()) <= {0, 255}:
+        return label(a > (127 if values[-1] > 1 else 0), connectivity=1)
     return a
 
 def _mask_shapes(path, images=None):
     ids = set() if images is None else set(image_table(images).image_id)
     files = _files(path, *IMAGE_SUFFIXES); table = files[0].parent/'labels.csv'
-    known = {} if not table.is_file() else {(r.image_id, int(r.label)): r for r in pd.read_csv(table, dtype='string', keep_default_na=False).itertuples()}
+    known = {} if not table.is_file() else {(r.image_id, int(r.label)): r
+                                            for r in pd.read_csv(table, dtype='string', keep_default_na=False).itertuples()}
     for f in files:
         a = _label_image(f); image_id = _mask_image_id(f.stem, ids)
         for v in np.unique(a)[np.unique(a) != 0]:
@@ -451,7 +461,8 @@ def _sniff_json(f):
     doc = _json(f)
     if isinstance(doc, dict) and 'shapes' in doc: return 'labelme'
     if isinstance(doc, dict) and 'images' in doc: return 'coco'
-    if isinstance(doc, list) and doc and doc[0].get('type') == 'Feature' or isinstance(doc, dict) and doc.get('type') in ('FeatureCollection', 'Feature'): return 'geojson'
+    if isinstance(doc, list) and doc and doc[0].get('type') == 'Feature' or isinstance(doc, dict) and doc.get('type') in ('FeatureCollection', 'Feature'):
+        return 'geojson'
     raise ValueError(f'{f}: JSON that is neither LabelMe, COCO nor GeoJSON; convert it to one of them')
 
 def sniff_format(

@@ -199,7 +199,8 @@ def noise(
     if max(nh, nw) <= _BANK: out = cv2.resize(_bank()[i][oy:oy+nh, ox:ox+nw], (w, h), interpolation=cv2.INTER_LINEAR)
     else:
         m = np.array([[k, 0, ox], [0, k, oy]])
-        out = cv2.warpAffine(_bank()[i][:_BANK, :_BANK], m, (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_WRAP)
+        out = cv2.warpAffine(_bank()[i][:_BANK, :_BANK], m, (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                             borderMode=cv2.BORDER_WRAP)
     return out if fade == 1 else out*np.float32(fade)
 
 # %% ../nbs/00a_atlas.ipynb #c020
@@ -394,7 +395,8 @@ def _stain_cytoplasm(rng, m, shape, D, cell, nucleus, ac, an, vacuoles, X, Y, um
         D[1] += m.dust*dust*(.6+.4*hof); D[2] += .25*m.dust*dust
 
 # trait: chance to lie over the nucleus, radius (low, high) µm, amounts of the four dyes
-_GRANULES = dict(azur=(.35, (.10, .22), (.05, .62, .35, 0)), eos=(.15, (.30, .47), (0, .05, .66, .62)), baso=(.75, (.20, .42), (.40, .95, 0, 0)))
+_GRANULES = dict(azur=(.35, (.10, .22), (.05, .62, .35, 0)), eos=(.15, (.30, .47), (0, .05, .66, .62)),
+                 baso=(.75, (.20, .42), (.40, .95, 0, 0)))
 def _stain_granules(rng, m, D, ac, an, vacuoles, um):
     "Add azurophil, eosinophil and basophil granules to the dye"
     for trait, (over, radius, dyes) in _GRANULES.items():

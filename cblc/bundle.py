@@ -47,7 +47,8 @@ def _fault(meta, kind): # the first thing that is wrong with a meta, or None
     classes, size, weights = meta['classes'], meta['input'].get('size'), meta.get('ensemble_weights')
     if len(set(map(str, classes))) < len(classes): return f'classes name one twice: {classes}'
     if type(size) is not int or size < 1: return f"input has size {size!r}; it is a whole number of pixels, 1 or more"
-    if 'temperature' in meta and not (meta['temperature'] > 0 and math.isfinite(meta['temperature'])): return f"temperature is {meta['temperature']}; it is above 0"
+    if 'temperature' in meta and not (meta['temperature'] > 0 and math.isfinite(meta['temperature'])):
+        return f"temperature is {meta['temperature']}; it is above 0"
     for key, value in meta.get('thresholds', {}).items():
         if not isinstance(value, _num): return f'threshold {key} is {value!r}, not a number'
     if weights and abs(sum(weights)-1) > 1e-6: return f'ensemble_weights sum to {sum(weights)}, not 1'
@@ -93,8 +94,10 @@ def _plain(x): # JSON without numpy types, NaN or infinities
 def _sha(data): return hashlib.sha256(data).hexdigest()
 
 def _check_name(name, where): # a file of a bundle is a plain name in its folder, and no pickle
-    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]*', str(name)): raise ValueError(f'{where}: {name!r} is not a plain file name; a bundle holds no folders')
-    if Path(name).suffix.lower() in PICKLES: raise ValueError(f'{where}: {name} is a pickle by its suffix; give the weights as arrays (safetensors) or ONNX')
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]*', str(name)):
+        raise ValueError(f'{where}: {name!r} is not a plain file name; a bundle holds no folders')
+    if Path(name).suffix.lower() in PICKLES:
+        raise ValueError(f'{where}: {name} is a pickle by its suffix; give the weights as arrays (safetensors) or ONNX')
 
 def _put(path, data): # whole or not at all
     tmp = path.with_name(f'.{path.name}.part')
@@ -137,7 +140,8 @@ def write_bundle(folder, # made if need be
 # %% ../nbs/00c_bundle.ipynb #c018
 def _load_json(path): # bundle.json as a dict, or one clear line
     try: doc = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as e: raise ValueError(f'{path}: not readable as JSON ({type(e).__name__}); get the bundle again') from e
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{path}: not readable as JSON ({type(e).__name__}); get the bundle again') from e
     if not isinstance(doc, dict): raise ValueError(f'{path}: holds a {type(doc).__name__}, not a bundle; get the bundle again')
     return doc
 
@@ -155,7 +159,8 @@ def _check_files(folder, files): # every listed file is there with its hash, and
         path = folder/name
         if not path.is_file(): raise ValueError(f'{path}: is listed in {_BUNDLE} but missing; get the bundle again')
         want = entry.get('sha256') if isinstance(entry, dict) else None
-        if _sha(path.read_bytes()) != want: raise ValueError(f'{path}: its SHA-256 is not the one in {_BUNDLE}: damaged or changed; get the bundle again')
+        if _sha(path.read_bytes()) != want:
+            raise ValueError(f'{path}: its SHA-256 is not the one in {_BUNDLE}: damaged or changed; get the bundle again')
 
 # %% ../nbs/00c_bundle.ipynb #c019
 @dataclass(frozen=True)
@@ -183,9 +188,11 @@ def read_bundle(folder, # a bundle's folder, or a `Bundle` (given back)
     "Read a model bundle and check every file's hash"
     if isinstance(folder, Bundle): folder = folder.path
     folder = Path(folder); path = folder/_BUNDLE
-    if not path.is_file(): raise ValueError(f'{folder}: no model bundle here ({_BUNDLE} is missing); give the folder that `cblc fit` or `cblc demo` wrote')
+    if not path.is_file():
+        raise ValueError(f'{folder}: no model bundle here ({_BUNDLE} is missing); give the folder that `cblc fit` or `cblc demo` wrote')
     doc = _load_json(path); schema = doc.get('schema')
-    if schema != SCHEMA_VERSION: raise ValueError(f'{path}: schema version {schema!r}, this cblc reads {SCHEMA_VERSION}; make the bundle again or use the cblc that wrote it')
+    if schema != SCHEMA_VERSION:
+        raise ValueError(f'{path}: schema version {schema!r}, this cblc reads {SCHEMA_VERSION}; make the bundle again or use the cblc that wrote it')
     if not isinstance(doc.get('meta'), dict): raise ValueError(f'{path}: says nothing about the model (no meta); get the bundle again')
     meta = check_meta(doc['meta'], path)
     if kind and meta['kind'] != kind: raise ValueError(f"{folder}: is a {meta['kind']}, a {kind} is wanted; give another bundle")
@@ -198,5 +205,6 @@ def shipped(name:str, # 'segmenter' or 'classifier'
     "Find a bundle that came with the package"
     assets = Path(cblc.__file__).parent/'assets'
     have = sorted(p.parent.name for p in assets.glob(f'*/{_BUNDLE}'))
-    if name not in have: raise ValueError(f"shipped bundle {name!r}: not in this installation, which has {', '.join(have) or 'none'}; give a bundle's folder instead")
+    if name not in have:
+        raise ValueError(f"shipped bundle {name!r}: not in this installation, which has {', '.join(have) or 'none'}; give a bundle's folder instead")
     return assets/name

@@ -37,7 +37,8 @@ def classify_images(images,               # images table: image_id, path, patien
         found, problems = segment_images(images, segmenter, um_per_px, show)
     else: found, problems = find(images, segmenter)
     if expert is not None and len(found): _, found = match_cells(expert[expert.image_id.isin(images.image_id)], found)
-    elif expert is not None: found = found.assign(code=pd.Series(dtype='string'), match_id=pd.Series(dtype='string'), iou=pd.Series(dtype=float))
+    elif expert is not None:
+        found = found.assign(code=pd.Series(dtype='string'), match_id=pd.Series(dtype='string'), iou=pd.Series(dtype=float))
     settings = crop_settings or crop_settings_of(classifier)
     crops, shape = crops_of_cohort(images, found, settings, show, um_per_px)
     named = classifier.predict(crops).set_axis(found.index)
@@ -61,7 +62,8 @@ def restained_crops(images, cells,         # tables; every cell's image is among
     source = normalizer.measure(list(spread(at).path)) if len(at) else None
     for r in progress(at.itertuples(), 'stain', len(at), show):
         um = um_per_px.get(r.center) if isinstance(um_per_px, dict) else um_per_px
-        crops[rows[r.image_id]] = crop_cells(normalizer.transform(read_image(r.path), source, notes), cells.iloc[rows[r.image_id]], settings, um)
+        crops[rows[r.image_id]] = crop_cells(normalizer.transform(read_image(r.path), source, notes),
+                                             cells.iloc[rows[r.image_id]], settings, um)
     return crops, [f'{normalizer.method}: {n}' for n in dict.fromkeys(notes)]
 
 # %% ../nbs/050_centers.ipynb #c009
@@ -76,7 +78,8 @@ def opinions(cells)->list:
 
 def as_opinion(cells, name)->pd.DataFrame:
     "Take the table as a further opinion sees it, without the model's own probabilities"
-    if name not in opinions(cells): raise ValueError(f'no opinion {name!r} in the cells table: it has {", ".join(opinions(cells)) or "none"}')
+    if name not in opinions(cells):
+        raise ValueError(f'no opinion {name!r} in the cells table: it has {", ".join(opinions(cells)) or "none"}')
     own = {c: cells[f'{name}_{c}'] for c in ('category', 'cblc', 'p_cblc', 'p_artefact') if f'{name}_{c}' in cells}
     return cells[[c for c in cells if not c.startswith(('p_', f'{name}_'))]].assign(**own)
 
@@ -94,7 +97,8 @@ class ToyClassifier:
     "Name cells by drawing an opinion around their true codes, for examples and tests"
     def __init__(self, codes, seed=0): self.codes, self.seed = list(codes), seed
     def predict(self, crops):
-        pool = toy_cells(.3, n=4000, n_fields=1, separation=9., seed=self.seed); names = list(pool.columns[pool.columns.str.startswith('p_')]) + ['category', 'cblc']
+        pool = toy_cells(.3, n=4000, n_fields=1, separation=9., seed=self.seed)
+        names = list(pool.columns[pool.columns.str.startswith('p_')]) + ['category', 'cblc']
         of = {c: g.index for c, g in pool.groupby(VOCABULARY.category_of(pool.code).astype(object))}; anyone = pool.index
         kind = VOCABULARY.category_of(pd.Series(self.codes, dtype='string').fillna('V'))
         pick = [of.get(k, anyone) for k in kind]
@@ -112,13 +116,15 @@ def _toy_field(i, patient, mix, folder, seed):
 def _toy_find(expert, seed=0):
     "Pretend to segment: lose one cell in ten, shrink the others"
     rng = np.random.default_rng(seed); found = expert[rng.random(len(expert)) > .1]
-    found = found.assign(polygon=[p.buffer(-1) for p in found.polygon], score=rng.uniform(.4, 1, len(found)).round(3), cell_id=[f'found-{i:04d}' for i in range(len(found))])
+    found = found.assign(polygon=[p.buffer(-1) for p in found.polygon], score=rng.uniform(.4, 1, len(found)).round(3),
+                         cell_id=[f'found-{i:04d}' for i in range(len(found))])
     keep = [c for c in ('cell_id', 'image_id', 'patient_id', 'center', 'polygon', 'score') if c in found]
     return found.loc[[p.geom_type == 'Polygon' and not p.is_empty for p in found.polygon], keep].reset_index(drop=True)
 
 def toy_center(folder=None, seed=0)->CenterData:
     "Make a small center: six patients, twelve synthetic fields, a toy segmenter and classifier"
-    folder = Path(folder or tempfile.mkdtemp(prefix='cblc-toy-')); folder.mkdir(parents=True, exist_ok=True); rng = np.random.default_rng(seed); rows, tables, patients = [], [], []
+    folder = Path(folder or tempfile.mkdtemp(prefix='cblc-toy-')); folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed); rows, tables, patients = [], [], []
     for k, dx in enumerate(['AML', 'none', 'other', 'AML', 'other', 'none']):
         share = rng.uniform(30, 70) if dx == 'AML' else rng.uniform(2, 10); pid = f'toy-{k}'
         patients.append(dict(patient_id=pid, center='toy center', diagnosis=dx, expert_blast_percent=round(share), true_cblc_ratio=share/100))
@@ -129,15 +135,18 @@ def toy_center(folder=None, seed=0)->CenterData:
     found = _toy_find(expert, seed); codes = match_cells(expert, found)[1].code
     named, _, problems = classify_images(images, None, ToyClassifier(codes, seed), expert, CropSettings(size=64), show=False, find=lambda *_: (found, []))
     frozen = dict(threshold=.2, centers=['toy main'], baselines=dict(majority=False, nc_threshold=.62), on='toy main')
-    return CenterData('toy center', 'external', pd.DataFrame(patients), images, expert, named, frozen, problems, 'toy', dict(trained_on='nothing: a toy opinion on synthetic fields'))
+    return CenterData('toy center', 'external', pd.DataFrame(patients), images, expert, named, frozen, problems, 'toy',
+                      dict(trained_on='nothing: a toy opinion on synthetic fields'))
 
 # %% ../nbs/050_centers.ipynb #c019
 def failures(d:CenterData, n=12, vocabulary=VOCABULARY)->dict:  # kind -> cells table (with `said`), the surest errors first
     "Pick missed CBLC, false CBLC, and expert cells that were not found"
-    c = d.cells[d.cells.code.notna()] if 'code' in d.cells else d.cells[:0].assign(code=pd.Series(dtype='string')); c = c[vocabulary.is_nucleated(c.code).to_numpy(bool)]
+    c = d.cells[d.cells.code.notna()] if 'code' in d.cells else d.cells[:0].assign(code=pd.Series(dtype='string'))
+    c = c[vocabulary.is_nucleated(c.code).to_numpy(bool)]
     t = vocabulary.is_cblc(c.code).to_numpy(bool); y = c.cblc.to_numpy(bool)
     say = lambda x: x.assign(said=[f'{a} as {b}, {p:.2f}' for a, b, p in zip(x.code, x.category, x.p_cblc)])
-    out = {'CBLC taken for something else': say(c[t & ~y].sort_values('p_cblc').head(n)), 'taken for CBLC': say(c[~t & y].sort_values('p_cblc', ascending=False).head(n))}
+    out = {'CBLC taken for something else': say(c[t & ~y].sort_values('p_cblc').head(n)),
+           'taken for CBLC': say(c[~t & y].sort_values('p_cblc', ascending=False).head(n))}
     e = match_cells(d.expert, d.cells)[0] if len(d.expert) and len(d.cells) else d.expert.assign(match_id=pd.NA)
     e = e[e.match_id.isna() & e.code.notna()]; e = e[vocabulary.is_nucleated(e.code).to_numpy(bool)]
     return out | {'not found': e.assign(said=e.code).head(n)}
@@ -147,7 +156,8 @@ def show_cells(cells, images, title='', size=96, cols=12):
     import matplotlib.pyplot as plt
     if not len(cells): return None
     crops, _ = crops_of_cohort(images, cells, CropSettings(size=size, context=1.6, background='keep'), progress=False)
-    rows = -(-len(cells)//cols); fig, axs = plt.subplots(rows, cols, figsize=(cols*.92, rows*1.15 + .35), squeeze=False, constrained_layout=True)
+    rows = -(-len(cells)//cols)
+    fig, axs = plt.subplots(rows, cols, figsize=(cols*.92, rows*1.15 + .35), squeeze=False, constrained_layout=True)
     fig.suptitle(title, fontsize=10, x=.01, ha='left')
     for ax in axs.flat: ax.axis('off')
     for ax, im, said in zip(axs.flat, crops, cells.said): ax.imshow(im); ax.set_title(said, fontsize=6.5, pad=2)
@@ -156,7 +166,9 @@ def show_cells(cells, images, title='', size=96, cols=12):
 # %% ../nbs/050_centers.ipynb #c023
 def center_rows(cohort, center)->tuple:  # patients, images, expert cells
     "Take one center's rows out of a cohort"
-    if center not in cohort.centers: raise ValueError(f'center {center!r} is not in cohort {cohort.name}: it has {", ".join(map(str, cohort.centers))}')
+    if center not in cohort.centers:
+        raise ValueError(f'center {center!r} is not in cohort {cohort.name}: it has {", ".join(map(str, cohort.centers))}')
     p, i = cohort.patients[cohort.patients.center == center], cohort.images[cohort.images.center == center]
-    if not len(i): raise ValueError(f'center {center!r} of cohort {cohort.name} has no images: check images.csv and patients.csv with `cblc check`')
+    if not len(i):
+        raise ValueError(f'center {center!r} of cohort {cohort.name} has no images: check images.csv and patients.csv with `cblc check`')
     return p.reset_index(drop=True), i.reset_index(drop=True), cohort.cells[cohort.cells.image_id.isin(i.image_id)].reset_index(drop=True)

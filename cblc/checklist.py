@@ -32,8 +32,10 @@ def fill_checklist(have,          # from `facts`
                   )->pd.DataFrame: # the items with `state` (one of STATES), `where`, and `open`: what is left to say
     "Say of each item where it is answered, or that it is open"
     t = (read_checklist() if items is None else items).copy()
-    if odd := set(t.needs) - {'', 'flow', 'internal', 'split', 'diagnosis', 'threshold', 'quality', 'groups', 'pooled'}: raise ValueError(f'checklist: {min(odd)!r} is nothing that a run is known to have')
-    lacking = (t.needs != '') & ~t.needs.isin(have); t.loc[lacking, 'open'] = [f'{o + "; " if o else ""}this run has no such result' for o in t.open[lacking]]
+    if odd := set(t.needs) - {'', 'flow', 'internal', 'split', 'diagnosis', 'threshold', 'quality', 'groups', 'pooled'}:
+        raise ValueError(f'checklist: {min(odd)!r} is nothing that a run is known to have')
+    lacking = (t.needs != '') & ~t.needs.isin(have)
+    t.loc[lacking, 'open'] = [f'{o + "; " if o else ""}this run has no such result' for o in t.open[lacking]]
     t['where'] = t['where'].mask(lacking, '')
     t['state'] = [STATES[2] if not w else STATES[1] if o else STATES[0] for w, o in zip(t['where'], t.open)]
     return t

@@ -47,7 +47,8 @@ class Classifier:
     runs: tuple = ()       # folders of its training
     centers: tuple = ()    # names of those that it was trained in
 
-    def __repr__(self): return f'Classifier({len(self.leaves.names)} leaves, {self.size} px, temperature {self.temperature:.2f}, {self.engine})'
+    def __repr__(self):
+        return f'Classifier({len(self.leaves.names)} leaves, {self.size} px, temperature {self.temperature:.2f}, {self.engine})'
 
     def logits(self, crops, # n x S x S x 3 uint8, or a list of pictures; resized where need be
                batch=64, show=True)->np.ndarray: # n x leaves
@@ -78,7 +79,8 @@ class Classifier:
 def stage_cells(crops, labels, patients, leaves, vocabulary, size, what, notes)->tuple: # crops n x S x S x 3, allowed leaves n x leaves, patients; ValueError names `what`
     "Take the labelled cells of a stage, brought to one size"
     if len(crops) != len(labels): raise ValueError(f'{what}: {len(crops)} crops and {len(labels)} labels; give one label a crop')
-    if patients is not None and len(patients) != len(crops): raise ValueError(f'{what}: {len(crops)} crops and {len(patients)} patient ids; give one a crop')
+    if patients is not None and len(patients) != len(crops):
+        raise ValueError(f'{what}: {len(crops)} crops and {len(patients)} patient ids; give one a crop')
     a = allowed_leaves(labels, leaves, vocabulary); keep = np.flatnonzero(a.any(1))
     if len(keep) < len(a): notes.append(f'{what}: {len(a)-len(keep)} of {len(a)} cells have no label and were not used')
     if not len(keep): raise ValueError(f'{what}: no labelled cells; give labels')
@@ -90,7 +92,8 @@ def _part(stage, k): # some of a stage's cells
     return x[k], a[k], None if p is None else p[k]
 
 def _others(stage, patients): # the cells of a stage that aren't of these patients; all where nobody can tell
-    return stage if stage[2] is None or patients is None else _part(stage, ~pd.Series(stage[2]).astype(str).isin(set(map(str, patients))).to_numpy())
+    return stage if stage[2] is None or patients is None else _part(stage,
+                                                                    ~pd.Series(stage[2]).astype(str).isin(set(map(str, patients))).to_numpy())
 
 def hold_out(stages, valid, s, notes)->tuple: # stages without them, validation cells
     "Take validation cells of whole patients out of the stages, or check that those given are of other patients"
@@ -107,12 +110,14 @@ def hold_out(stages, valid, s, notes)->tuple: # stages without them, validation 
 def _known(leaves, s): # leaves that the start knows from its own training, with their rows of its last layer; None without such a start
     if s.pretrained != 'shipped': return np.zeros(len(leaves.names), bool), None
     b = read_bundle(shipped('classifier'), 'classifier'); at, w = {n: i for i, n in enumerate(b.meta['classes'])}, b.weights()
-    known = np.array([n in at and w['off'][at[n]] == 0 for n in leaves.names]); head = [k for k in w if k.startswith('body.') and len(w[k]) == len(at)]
+    known = np.array([n in at and w['off'][at[n]] == 0 for n in leaves.names])
+    head = [k for k in w if k.startswith('body.') and len(w[k]) == len(at)]
     return known, {k[5:]: (np.flatnonzero(known), w[k][[at[n] for n in np.array(leaves.names)[known]]]) for k in head}
 
 def _shares(stages, leaves, known, notes): # shares of the leaves in training, with a word on those that are rare or missing
     a = np.concatenate([s[1] for s in stages]); shares = leaf_shares(a); n = a.sum(0)
-    if (shares > 0).sum() < 2: raise ValueError(f"training: only {', '.join(np.array(leaves.names)[shares > 0]) or 'nothing'} left to learn; give cells of at least two labels")
+    if (shares > 0).sum() < 2:
+        raise ValueError(f"training: only {', '.join(np.array(leaves.names)[shares > 0]) or 'nothing'} left to learn; give cells of at least two labels")
     for words, k in (('was never seen in training and is given probability 0', (n == 0) & ~known), ('was not in this training; what is said of it rests on the weights it started from', (n == 0) & known), ('had one cell in training; what is said of it means little', n == 1)):
         if k.any(): notes.append(f"{', '.join(np.array(leaves.names)[k])}: {words}")
     return shares
@@ -137,7 +142,8 @@ def _train(net, stages, valid, s, loss, out, key, cbs): # all stages, or those t
 
 def _told(stages, curves, s): # a line on each stage
     for i, (x, _, p) in enumerate(stages):
-        c = curves[curves.stage == i+1].reset_index(drop=True); best = c.valid_loss.argmin() if s.monitor == 'loss' else c.balanced_accuracy.argmax()
+        c = curves[curves.stage == i+1].reset_index(drop=True)
+        best = c.valid_loss.argmin() if s.monitor == 'loss' else c.balanced_accuracy.argmax()
         yield f'stage {i+1}: {len(x)} cells{"" if p is None else f" of {len(set(map(str, p)))} patients"}, best of {len(c)} epochs was {c.epoch[best]}'
 
 def _calibrate(clf, valid): # temperature and figures by the validation cells, the calibration error before the temperature beside the one after
@@ -150,7 +156,8 @@ def _fit_one(stages, valid, leaves, s, notes, out, cbs): # a classifier of one n
     known, rows = _known(leaves, s); shares = _shares(stages, leaves, known, notes)
     with own_seed(s):
         net, start = _start_net(stages, leaves, shares, rows, s)
-        curves = _train(net, stages, valid, s, LeafLoss(shares, s.tau, s.smoothing, s.focal), out, out and run_key(s, *(x for p in (*stages, valid) for x in p[:2])), cbs)
+        curves = _train(net, stages, valid, s, LeafLoss(shares, s.tau, s.smoothing, s.focal), out,
+                        out and run_key(s, *(x for p in (*stages, valid) for x in p[:2])), cbs)
     net.off[torch.from_numpy(known)] = 0.     # shut while training, so that nothing pushed them down; open again
     notes.extend(_told(stages, curves, s))
     return _calibrate(Classifier(leaves, s.size, open_engine(net), views=s.tta, adapt_bn=s.adapt_bn, net=net, settings=s, curves=curves, start=start, runs=(out,) if out else ()), valid)
@@ -167,7 +174,8 @@ def _fit_folds(stages, valid, leaves, s, notes, out, cbs): # a classifier of sev
     t = [m.temperature for m in members]; p = np.stack([m.probabilities(valid[0], show=False) for m in members])
     w = fit_weights(p, valid[1]) if s.vote == 'fit' else np.full(s.folds, 1/s.folds)
     notes.append(f"votes of the networks: {', '.join(f'{x:.3f}' for x in w)}, {'fitted on the validation cells' if s.vote == 'fit' else 'equal'}")
-    net = Ensemble([m.net for m in members], w, t); curves = pd.concat([m.curves.assign(fold=k+1) for k, m in enumerate(members)], ignore_index=True)
+    net = Ensemble([m.net for m in members], w, t)
+    curves = pd.concat([m.curves.assign(fold=k+1) for k, m in enumerate(members)], ignore_index=True)
     return _calibrate(Classifier(leaves, s.size, open_engine(net), views=s.tta, adapt_bn=s.adapt_bn, net=net, settings=s, curves=curves, start=members[0].start, runs=sum((m.runs for m in members), ())), valid)
 
 # %% ../nbs/03_classifier.ipynb #c013
@@ -203,9 +211,12 @@ def plot_curves(curves, # DataFrame of `Classifier.curves`
     import matplotlib.pyplot as plt
     if 'fold' in curves: curves = curves.groupby(['stage', 'epoch'], as_index=False).mean()
     ax = ax or plt.gca(); ax2 = ax.twinx(); t = np.arange(1, len(curves)+1)
-    ax.plot(t, curves.train_loss, color='#999999', label='loss, training'); ax.plot(t, curves.valid_loss, color='#b03060', label='loss, validation')
+    ax.plot(t, curves.train_loss, color='#999999', label='loss, training')
+    ax.plot(t, curves.valid_loss, color='#b03060', label='loss, validation')
     ax2.plot(t, curves.balanced_accuracy, color='#2f6f9f', ls='--', label='balanced accuracy, validation')
-    for i in np.flatnonzero(np.diff(curves.stage)): ax.axvline(i+1.5, color='k', lw=.6, ls=':'); ax.text(i+1.55, .55, 'stage 2', fontsize=8, transform=ax.get_xaxis_transform())
+    for i in np.flatnonzero(np.diff(curves.stage)):
+        ax.axvline(i+1.5, color='k', lw=.6, ls=':')
+        ax.text(i+1.55, .55, 'stage 2', fontsize=8, transform=ax.get_xaxis_transform())
     ax.set(xlabel='epoch', ylabel='loss', ylim=(0, None)); ax2.set(ylabel='balanced accuracy', ylim=(0, 1.02))
     ax.xaxis.get_major_locator().set_params(integer=True)
     h = [a.get_legend_handles_labels() for a in (ax, ax2)]; ax.legend(h[0][0]+h[1][0], h[0][1]+h[1][1], fontsize=8, loc='lower left')
@@ -241,7 +252,8 @@ def export_onnx(net, # a `CellNet`
     f, net = io.BytesIO(), net.eval()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporter's notes on its own future
-        torch.onnx.export(net, (torch.zeros(2, 3, size, size),), f, input_names=['x'], output_names=['logits'], dynamic_axes=dict(x={0:'n'}, logits={0:'n'}), dynamo=False, opset_version=17)
+        torch.onnx.export(net, (torch.zeros(2, 3, size, size),), f, input_names=['x'], output_names=['logits'],
+                          dynamic_axes=dict(x={0:'n'}, logits={0:'n'}), dynamo=False, opset_version=17)
     return compact_onnx(_strip(onnx.load_from_string(f.getvalue())).SerializeToString())
 
 # %% ../nbs/03_classifier.ipynb #c036
@@ -279,7 +291,8 @@ def save_classifier(clf:Classifier, folder, trained_on:str, # on which pictures,
 # %% ../nbs/03_classifier.ipynb #c039
 def _bundle_leaves(b): # the leaves a bundle was trained for
     m, L = b.meta, b.meta.get('settings', {}).get('leaves')
-    if not L or len(L['member']) != len(m['classes']): raise ValueError(f'{b.path}: the bundle lacks its leaves; make it again with this version')
+    if not L or len(L['member']) != len(m['classes']):
+        raise ValueError(f'{b.path}: the bundle lacks its leaves; make it again with this version')
     return Leaves(tuple(m['classes']), tuple(L['categories']), tuple(L['member']), tuple(L['cblc']))
 
 def load_classifier(bundle=None, # a bundle's folder; None: the one that came with the package

@@ -39,7 +39,8 @@ def _external(a):
 def _check(a):
     from cblc.data import check_cohort
     faults = check_cohort(a.cohort)
-    for r in faults.itertuples(): print(f'{r.file}{f", row {r.row}" if r.row == r.row and r.row not in ("", None) else ""}: {r.problem}; {r.remedy}')
+    for r in faults.itertuples():
+        print(f'{r.file}{f", row {r.row}" if r.row == r.row and r.row not in ("", None) else ""}: {r.problem}; {r.remedy}')
     print(f'{a.cohort}: {len(faults)} faults' if len(faults) else f'{a.cohort}: no faults')
     return 1 if len(faults) else 0
 
@@ -75,14 +76,25 @@ def make_parser()->argparse.ArgumentParser:
     stain = ('--stain', dict(default='none', choices=['none', 'reinhard', 'macenko'], help='judge the model also after stain normalisation to the main cohort'))
     number = lambda flag, help: (flag, dict(type=int, help=help))
     train = [('--recipe', dict(help='plain, p1, cblc (for laboratories it has not seen) or home (for your own); for fit also diffusion')), ('--arch', dict(help='any timm model')), number('--epochs', 'of a stage'), number('--size', 'side of a crop, px'), number('--seed', 'of everything random')]
-    command('demo', _demo, 'the whole study on a synthetic six-center cohort', ('--out', dict(default='demo', metavar='DIR')), ('--seed', dict(type=int, default=0)))
-    command('study', _study, 'segment, match, train, validate and report a cohort', ('cohort', {}), out, seg, *train, stain, ('--baseline-plain', dict(action='store_true', help='also train a plain classifier on the same crops, to compare with')))
-    command('diagnose', _diagnose, "one patient's images, a folder of them or a slide", ('images', dict(nargs='+')), out, ('--model', dict(default='', metavar='BUNDLE', help='default: the shipped research bundle')), seg, ('--patient', dict(default='', metavar='ID')))
-    command('external', _external, 'validate a frozen bundle in other centers, one executed notebook a center', ('cohort', {}), ('--model', dict(required=True, metavar='BUNDLE')), ('--centers', dict(nargs='+', help='default: all external ones')), out, seg, ('--plain', dict(default='', metavar='BUNDLE', help='a plainer classifier, to compare with')), stain)
+    command('demo', _demo, 'the whole study on a synthetic six-center cohort',
+            ('--out', dict(default='demo', metavar='DIR')), ('--seed', dict(type=int, default=0)))
+    command('study', _study, 'segment, match, train, validate and report a cohort', ('cohort', {}), out, seg, *train, stain,
+            ('--baseline-plain', dict(action='store_true', help='also train a plain classifier on the same crops, to compare with')))
+    command('diagnose', _diagnose, "one patient's images, a folder of them or a slide", ('images', dict(nargs='+')), out,
+            ('--model', dict(default='', metavar='BUNDLE', help='default: the shipped research bundle')), seg,
+            ('--patient', dict(default='', metavar='ID')))
+    command('external', _external, 'validate a frozen bundle in other centers, one executed notebook a center',
+            ('cohort', {}), ('--model', dict(required=True, metavar='BUNDLE')),
+            ('--centers', dict(nargs='+', help='default: all external ones')), out, seg,
+            ('--plain', dict(default='', metavar='BUNDLE', help='a plainer classifier, to compare with')), stain)
     command('check', _check, 'every fault of a cohort, with file and row', ('cohort', {}))
-    command('convert', _convert, 'between annotation formats', ('src', {}), ('--to', dict(required=True, choices=['cohort', 'coco', 'yolo', 'geojson', 'labelme'])), ('--images', dict(default='', metavar='DIR', help='the pictures, where the annotations do not name them')), out)
-    command('fit', _fit, 'a classifier bundle from a table of single-cell pictures', ('cells', dict(metavar='CELLS.csv')), ('--out', dict(required=True, metavar='BUNDLE')), *train)
-    command('predict', _predict, 'name the cells of a table', ('cells', dict(metavar='CELLS.csv')), ('--model', dict(required=True, metavar='BUNDLE')), ('--out', dict(required=True, metavar='PREDICTIONS.csv')))
+    command('convert', _convert, 'between annotation formats', ('src', {}),
+            ('--to', dict(required=True, choices=['cohort', 'coco', 'yolo', 'geojson', 'labelme'])),
+            ('--images', dict(default='', metavar='DIR', help='the pictures, where the annotations do not name them')), out)
+    command('fit', _fit, 'a classifier bundle from a table of single-cell pictures', ('cells', dict(metavar='CELLS.csv')),
+            ('--out', dict(required=True, metavar='BUNDLE')), *train)
+    command('predict', _predict, 'name the cells of a table', ('cells', dict(metavar='CELLS.csv')),
+            ('--model', dict(required=True, metavar='BUNDLE')), ('--out', dict(required=True, metavar='PREDICTIONS.csv')))
     return ap
 
 def main(

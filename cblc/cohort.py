@@ -122,10 +122,14 @@ def _photograph(job):
     "Draw one field, save it, and return its cells"
     cv2.setNumThreads(1); rng = np.random.default_rng([*job['stream'], 1]); style = CENTERS[job['center']]
     bare = replace(style, jpeg=0, tilt=(), density=style.density*job['density']) # the file's own JPEG is the camera's
-    f = draw_field(job['mix'], bare, job['size'], difficulty=job['difficulty'], seed=np.random.default_rng([*job['stream'], 0]), auer=job['auer'])
-    _, data = cv2.imencode('.jpg', np.ascontiguousarray(f.image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, style.jpeg]); Path(job['path']).write_bytes(data.tobytes())
+    f = draw_field(job['mix'], bare, job['size'], difficulty=job['difficulty'],
+                   seed=np.random.default_rng([*job['stream'], 0]), auer=job['auer'])
+    _, data = cv2.imencode('.jpg', np.ascontiguousarray(f.image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, style.jpeg])
+    Path(job['path']).write_bytes(data.tobytes())
     cells = f.cells.copy(); frame = box(0, 0, *f.image.shape[1::-1])
-    if job['jitter'] > 0: cells['polygon'] = pd.Series([_inside(wobble(p, rng, job['jitter']), frame, p) for p in cells.polygon], index=cells.index, dtype=object)
+    if job['jitter'] > 0:
+        cells['polygon'] = pd.Series([_inside(wobble(p, rng, job['jitter']), frame, p) for p in cells.polygon],
+                                     index=cells.index, dtype=object)
     cells['nucleus'] = pd.Series([_one_ring(n) for n in cells.nucleus], index=cells.index, dtype=object)
     cells.insert(0, 'cell_id', [f"{job['image_id']}_{k+1:03d}" for k in range(len(cells))])
     return cells.assign(image_id=job['image_id'], patient_id=job['patient_id'], center=job['center'])
@@ -150,7 +154,8 @@ def _run(jobs, workers):
     from joblib.externals.loky import get_reusable_executor
     done = Parallel(n_jobs=workers, return_as='generator')(delayed(_photograph)(j) for j in jobs)
     try: return list(tqdm(done, 'fields', len(jobs), disable=None, leave=False))
-    finally: get_reusable_executor().shutdown() # its processes would live on idle for five minutes, and a forked process that wants to end waits for them
+    # its processes would live on idle for five minutes, and a forked process that wants to end waits for them
+    finally: get_reusable_executor().shutdown()
 
 def _counts(shape, n_patients):
     "Settle how many patients each center has"
@@ -158,7 +163,8 @@ def _counts(shape, n_patients):
         if shape not in SHAPES: raise ValueError(f'make_cohort: unknown shape {shape!r}; give {" or ".join(SHAPES)}, or n_patients')
         return SHAPES[shape]
     counts = tuple(int(n) for n in n_patients)
-    if len(counts) != len(CENTERS) or min(counts) < 0 or not sum(counts): raise ValueError(f'make_cohort: n_patients {n_patients!r} must be six counts, one a center, not all zero')
+    if len(counts) != len(CENTERS) or min(counts) < 0 or not sum(counts):
+        raise ValueError(f'make_cohort: n_patients {n_patients!r} must be six counts, one a center, not all zero')
     return counts
 
 # %% ../nbs/00ab_cohort.ipynb #c019

@@ -55,7 +55,8 @@ def mask_to_polygon(
     "Trace the outline of a mask, halfway between the pixel centres inside and outside."
     from skimage.measure import find_contours
     mask = np.asarray(mask) != 0
-    if mask.ndim != 2 or not mask.any(): raise ValueError(f'mask of shape {mask.shape} has no pixel set; give a height x width mask of one cell')
+    if mask.ndim != 2 or not mask.any():
+        raise ValueError(f'mask of shape {mask.shape} has no pixel set; give a height x width mask of one cell')
     ys, xs = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
     box = np.pad(mask[ys[0]:ys[-1] + 1, xs[0]:xs[-1] + 1], 1)
     rings = [Polygon(c[:, ::-1] + (xs[0] - .5, ys[0] - .5)) for c in find_contours(box.astype(float), .5)]

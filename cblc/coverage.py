@@ -29,7 +29,8 @@ def _call(is_cblc, shift, strength, prior, rng):
 
 def make_laboratory(rng, differ=0., n_patients=20)->Laboratory:
     "Draw a laboratory and let it validate on patients of its own"
-    lab = dict(strength=rng.uniform(3, 5), prior=rng.uniform(.2, .35), recall_cblc=rng.uniform(.85, .95), recall_other=rng.uniform(.92, .99))
+    lab = dict(strength=rng.uniform(3, 5), prior=rng.uniform(.2, .35), recall_cblc=rng.uniform(.85, .95),
+               recall_other=rng.uniform(.92, .99))
     n1, n0 = int(rng.integers(400, 1500)), int(rng.integers(1500, 6000)); t = np.arange(n1 + n0) < n1
     who, shift = rng.integers(0, n_patients, n1 + n0), rng.normal(0, differ, n_patients)
     found = rng.random(n1 + n0) < np.where(t, lab['recall_cblc'], lab['recall_other'])
@@ -60,15 +61,20 @@ def make_world(n_patients=2000, n_labs=100,
               )->World:
     "Simulate laboratories and their patients"
     rng = np.random.default_rng(seed); labs = [make_laboratory(rng, differ) for _ in range(n_labs)]
-    truth = _ratios(n_patients, rng) if ratio is None else np.broadcast_to(np.asarray(ratio, float), (n_patients,)); home = np.arange(n_patients)//4 % n_labs
-    n = np.exp(rng.uniform(*np.log(n_cells), n_patients)).astype(int); m = rng.integers(5, 31, n_patients); rho = rng.beta(1.5, 1.5/icc - 1.5, n_patients)
-    of = np.repeat(np.arange(n_patients), m); sizes = np.concatenate([rng.multinomial(a, rng.dirichlet(np.full(b, 6.))) for a, b in zip(n, m)])
+    truth = _ratios(n_patients, rng) if ratio is None else np.broadcast_to(np.asarray(ratio, float), (n_patients,))
+    home = np.arange(n_patients)//4 % n_labs
+    n = np.exp(rng.uniform(*np.log(n_cells), n_patients)).astype(int); m = rng.integers(5, 31, n_patients)
+    rho = rng.beta(1.5, 1.5/icc - 1.5, n_patients)
+    of = np.repeat(np.arange(n_patients), m)
+    sizes = np.concatenate([rng.multinomial(a, rng.dirichlet(np.full(b, 6.))) for a, b in zip(n, m)])
     cblc = rng.binomial(sizes, rng.beta(*np.maximum([truth[of]*(1/rho[of] - 1), (1 - truth[of])*(1/rho[of] - 1)], 1e-6)))
     get = lambda k: np.array([getattr(l, k) for l in labs])[home]
     f1, f0 = rng.binomial(cblc, get('recall_cblc')[of]), rng.binomial(sizes - cblc, get('recall_other')[of])
-    field = np.repeat(np.repeat(np.arange(len(of)), 2), np.c_[f1, f0].ravel()); t = np.repeat(np.tile([True, False], len(of)), np.c_[f1, f0].ravel())
+    field = np.repeat(np.repeat(np.arange(len(of)), 2), np.c_[f1, f0].ravel())
+    t = np.repeat(np.tile([True, False], len(of)), np.c_[f1, f0].ravel())
     who = of[field]
-    p = _call(t, rng.normal(0, differ, n_patients)[who], get('strength')[who], get('prior')[who], rng); add = lambda w: np.bincount(field, w, len(of))
+    p = _call(t, rng.normal(0, differ, n_patients)[who], get('strength')[who], get('prior')[who], rng)
+    add = lambda w: np.bincount(field, w, len(of))
     ids = np.array([f'p{i:05d}' for i in range(n_patients)])
     fields = pd.DataFrame(dict(patient_id=ids[of], center=home[of], image_id=np.arange(len(of)), n=f1 + f0, n_cblc=add(p >= .5).astype(int), p=add(p)))
     return World(fields[fields.n > 0], {i: l.validation for i, l in enumerate(labs)}, pd.Series(truth, pd.Index(ids, name='patient_id')),
@@ -96,7 +102,8 @@ def coverage_table(judged, by='band')->pd.DataFrame:   # one row a group, and `a
 # %% ../nbs/04bb_coverage.ipynb #c023
 def point_errors(world, judged)->pd.DataFrame:   # mean absolute error in percentage points, one row a method, columns bands and all
     "Compare classify-and-count with its corrections"
-    home = world.fields.drop_duplicates('patient_id').set_index('patient_id').center.reindex(world.truth.index); v = home.map(world.validation)
+    home = world.fields.drop_duplicates('patient_id').set_index('patient_id').center.reindex(world.truth.index)
+    v = home.map(world.validation)
     d1, d0 = (np.array([getattr(x, k) for x in v]) for k in ('recall_cblc', 'recall_other')); ps = world.cells.groupby('patient').p
     em = np.full(len(home), np.nan)
     for i, p in ps: a = world.priors[home.iloc[i]]; em[i] = em_prevalence(np.c_[1 - p, p], [1 - a, a], tol=1e-6)[0][1]
@@ -109,12 +116,15 @@ def point_errors(world, judged)->pd.DataFrame:   # mean absolute error in percen
 # %% ../nbs/04bb_coverage.ipynb #c027
 def plot_coverage(table, ax=None):
     "Plot coverage by group with its own interval, beside the binomial interval's"
-    ax = _axis(ax, (4.6, 3)); d = table.drop(index='all'); x = np.arange(len(d)); names = [i if isinstance(i, str) else f'{100*i:g} %' for i in d.index]
+    ax = _axis(ax, (4.6, 3)); d = table.drop(index='all'); x = np.arange(len(d))
+    names = [i if isinstance(i, str) else f'{100*i:g} %' for i in d.index]
     ax.axhspan(93, 97, color='#cfe3cf', lw=0); ax.axhline(95, color='#7a9', lw=.8)
-    ax.errorbar(x, 100*d.coverage, 100*np.c_[d.coverage - d.low, d.high - d.coverage].T, fmt='o', color='#b5105e', label='corrected, all sources')
+    ax.errorbar(x, 100*d.coverage, 100*np.c_[d.coverage - d.low, d.high - d.coverage].T, fmt='o', color='#b5105e',
+                label='corrected, all sources')
     ax.plot(x, 100*d.binomial, 'x--', color='#888', lw=1, label='plain count, exact binomial')
     n = f'{d.n.min():.0f}' + (f'-{d.n.max():.0f}' if d.n.min() < d.n.max() else '')
-    ax.set(xticks=x, xticklabels=names, ylim=(0, 101), xlim=(-.4, len(d) - .6), xlabel=f'true ratio ({n} patients each)', ylabel='intervals that\ncontain the truth, %')
+    ax.set(xticks=x, xticklabels=names, ylim=(0, 101), xlim=(-.4, len(d) - .6), xlabel=f'true ratio ({n} patients each)',
+           ylabel='intervals that\ncontain the truth, %')
     ax.legend(frameon=False, fontsize=7, ncols=2, loc='lower center', bbox_to_anchor=(.5, 1), columnspacing=1); return ax
 
 def plot_promises(judged, ax=None, bins=(0, .05, .2, .4, .6, .8, .95, 1)):
@@ -124,7 +134,8 @@ def plot_promises(judged, ax=None, bins=(0, .05, .2, .4, .6, .8, .95, 1)):
         p, y = judged[f'p_ge_{100*t:.0f}'], judged.truth >= t; g = pd.cut(p, bins, include_lowest=True)
         n, k, x = (s.groupby(g, observed=True).agg(f) for s, f in ((y, 'size'), (y, 'sum'), (p, 'mean')))
         low, high = _exact(k, n)
-        ax.errorbar(100*x, 100*k/n, 100*np.abs(np.array([low, high]) - (k/n).to_numpy()), fmt='o-', ms=4, lw=1, color=color, label=f'{100*t:.0f} %')
+        ax.errorbar(100*x, 100*k/n, 100*np.abs(np.array([low, high]) - (k/n).to_numpy()), fmt='o-', ms=4, lw=1, color=color,
+                    label=f'{100*t:.0f} %')
     ax.set(xlabel='confidence stated, %', ylabel='came true, %', title=f'n={len(judged)} patients'); ax.title.set_fontsize(9)
     ax.legend(frameon=False, fontsize=8, title='at least', title_fontsize=8)
     return ax

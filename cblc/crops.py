@@ -49,8 +49,10 @@ class CropSettings:
         return cls(**d)
 
 P1_CROPS = CropSettings(size=224, scale='fixed', window_px=576) # the crops of P1 (arXiv 2606.10735)
-STANDARD = CropSettings(size=64, fill=(240, 235, 240), white_balance=True) # the crops of cblc's own classifiers: nothing in them but the cell tells the laboratory
-SIZED = CropSettings(size=64, scale='um', window_um=21., fill=STANDARD.fill, white_balance=True) # the same at one scale, so that a large cell stays larger than a small one
+# the crops of cblc's own classifiers: nothing in them but the cell tells the laboratory
+STANDARD = CropSettings(size=64, fill=(240, 235, 240), white_balance=True)
+# the same at one scale, so that a large cell stays larger than a small one
+SIZED = CropSettings(size=64, scale='um', window_um=21., fill=STANDARD.fill, white_balance=True)
 
 # %% ../nbs/02a_crops.ipynb #c010
 def _check_image(image):
@@ -64,7 +66,8 @@ def _check_inside(image, geoms):
     if not len(geoms): return
     (h, w), (x0, y0, x1, y1) = image.shape[:2], shapely.bounds(geoms).T
     out = (x1 <= 0) | (y1 <= 0) | (x0 >= w) | (y0 >= h)
-    if out.any(): raise ValueError(f'row {out.argmax()}: contour {tuple(shapely.bounds(geoms)[out.argmax()].round().astype(int).tolist())} lies outside the {w} x {h} px image; is it this image\'s cell, in full-resolution pixels?')
+    if out.any():
+        raise ValueError(f'row {out.argmax()}: contour {tuple(shapely.bounds(geoms)[out.argmax()].round().astype(int).tolist())} lies outside the {w} x {h} px image; is it this image\'s cell, in full-resolution pixels?')
 
 def ground_colour(
     image,       # H x W x 3 uint8
@@ -85,7 +88,8 @@ def _sides(geoms, settings, um_per_px):
     "Return each window's side in image pixels"
     if settings.scale == 'fixed': return np.full(len(geoms), settings.window_px)
     if settings.scale == 'um':
-        if not um_per_px or not um_per_px > 0: raise ValueError("scale 'um' needs um_per_px, the image's micrometres per pixel; without it use scale 'cell' or 'fixed'")
+        if not um_per_px or not um_per_px > 0:
+            raise ValueError("scale 'um' needs um_per_px, the image's micrometres per pixel; without it use scale 'cell' or 'fixed'")
         return np.full(len(geoms), max(1, round(settings.window_um/um_per_px)))
     x0, y0, x1, y1 = shapely.bounds(geoms).reshape(-1, 4).T
     return np.maximum(np.round(np.maximum(x1 - x0, y1 - y0)*settings.context), 1).astype(int)
@@ -134,7 +138,8 @@ def crop_cells(
     bounds, plain = shapely.bounds(geoms), np.tile(ground, (n, n, 1))
     for k, (g, side) in enumerate(zip(geoms, _sides(geoms, settings, um_per_px))):
         x, y = (int(np.floor((bounds[k, i] + bounds[k, i + 2] - side)/2 + .5)) for i in (0, 1))
-        crop = cv2.resize(_cut(image, x, y, int(side), glass if settings.white_balance else ground), (n, n), interpolation=cv2.INTER_AREA if side > n else cv2.INTER_LINEAR)
+        crop = cv2.resize(_cut(image, x, y, int(side), glass if settings.white_balance else ground), (n, n),
+                          interpolation=cv2.INTER_AREA if side > n else cv2.INTER_LINEAR)
         if settings.white_balance: crop = cv2.LUT(crop, _relight(glass, ground))
         if settings.background == 'plain':
             mask = _soft_mask(g, x, y, n/side, n, settings.edge_px)
@@ -289,7 +294,8 @@ def _known_nuclei(geoms, nuclei):
     "Return N:C from nucleus contours, NaN where there is none"
     ratio = np.full(len(geoms), np.nan)
     if nuclei is None: return ratio
-    if len(nuclei) != len(geoms): raise ValueError(f'{len(nuclei)} nuclei for {len(geoms)} cells; give one a cell, None where it is not drawn')
+    if len(nuclei) != len(geoms):
+        raise ValueError(f'{len(nuclei)} nuclei for {len(geoms)} cells; give one a cell, None where it is not drawn')
     for k, g in enumerate(nuclei):
         if isinstance(g, shapely.Geometry) and not g.is_empty:
             ratio[k] = shapely.make_valid(g).intersection(geoms[k]).area/geoms[k].area
@@ -319,7 +325,9 @@ def morphology(
     drawn = _known_nuclei(geoms, nuclei)
     table['nc_ratio'] = drawn if not np.isnan(drawn).any() else np.where(np.isnan(drawn), _ratios(seen, ground_colour(image, geoms)), drawn)
     table = table[list(MORPHOLOGY)]
-    if um_per_px: table = table.assign(area_um2=table['area_px']*um_per_px**2, perimeter_um=table['perimeter_px']*um_per_px, diameter_um=table['diameter_px']*um_per_px)
+    if um_per_px:
+        table = table.assign(area_um2=table['area_px']*um_per_px**2, perimeter_um=table['perimeter_px']*um_per_px,
+                             diameter_um=table['diameter_px']*um_per_px)
     return table
 
 # %% ../nbs/02a_crops.ipynb #c044
@@ -348,7 +356,8 @@ def keep_p1(
 def _image_work(image, group, settings, um, nuclei):
     "Read one image, cut and measure its cells"
     pixels = read_image(image)
-    try: return crop_cells(pixels, group, settings, um), morphology(pixels, group, group['nucleus'] if nuclei and 'nucleus' in group else None, um)
+    try:
+        return crop_cells(pixels, group, settings, um), morphology(pixels, group, group['nucleus'] if nuclei and 'nucleus' in group else None, um)
     except ValueError as e: raise ValueError(f'{image}: {e}') from e
 
 def _um_of(um_per_px, center):

@@ -48,7 +48,8 @@ class Vocabulary:
     def from_csv(cls,
         path    # CSV of code, meaning, lineage, category, cblc, who_blast, nucleated (yes or no)
     ):
-        with path.open(encoding='utf-8-sig') if hasattr(path, 'open') else open(path, encoding='utf-8-sig') as f: t = pd.read_csv(f, dtype=str, keep_default_na=False)
+        with path.open(encoding='utf-8-sig') if hasattr(path, 'open') else open(path, encoding='utf-8-sig') as f:
+            t = pd.read_csv(f, dtype=str, keep_default_na=False)
         lacking = [c for c in ('code', 'meaning', 'lineage', 'category', 'cblc', 'who_blast', 'nucleated') if c not in t]
         if lacking: raise ValueError(f'{path}: column {", ".join(lacking)} is missing; a vocabulary has one row a code')
         if t.code.duplicated().any(): raise ValueError(f'{path}: code {t.code[t.code.duplicated()].iloc[0]!r} stands twice; keep one row')
@@ -69,7 +70,8 @@ class Vocabulary:
     def _look_up(self, codes, column, dtype):
         if isinstance(codes, str): return self._look_up([codes], column, dtype)[0]
         s = codes if isinstance(codes, pd.Series) else pd.Series(list(codes), dtype=object)
-        if bad := self.unknown(s): raise ValueError(f'code {", ".join(map(repr, bad))} is not in the vocabulary; use one of {" ".join(self.codes)}, or bring your own table')
+        if bad := self.unknown(s):
+            raise ValueError(f'code {", ".join(map(repr, bad))} is not in the vocabulary; use one of {" ".join(self.codes)}, or bring your own table')
         out = s.astype(object).map(self.table[column].to_dict()).astype(dtype)
         return out if isinstance(codes, pd.Series) else out.array
 
@@ -93,7 +95,8 @@ class Cohort:
     centers: dict               # center -> 'main' or 'external'
     um_per_px: dict             # center -> micrometres a pixel, None where unknown
     vocabulary: Vocabulary = VOCABULARY
-    def __repr__(self): return f'Cohort {self.name!r}: {len(self.centers)} centers, {len(self.patients)} patients, {len(self.images)} images, {len(self.cells)} cells'
+    def __repr__(self):
+        return f'Cohort {self.name!r}: {len(self.centers)} centers, {len(self.patients)} patients, {len(self.images)} images, {len(self.cells)} cells'
 
 _TEXT = ('patient_id', 'center', 'diagnosis', 'image_id', 'path', 'cell_id', 'code', 'label')
 
@@ -101,7 +104,8 @@ def _table(path, columns):
     "Read a CSV whose ids stay text and whose other columns become numbers where all are."
     if not path.is_file(): raise ValueError(f'{path}: no such file; data/README.md shows the layout of a cohort')
     try: t = pd.read_csv(path, dtype='string', keep_default_na=False, na_values=[''], encoding='utf-8-sig')
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise ValueError(f'{path}: not a CSV table ({e}); save it as comma-separated UTF-8') from e
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
+        raise ValueError(f'{path}: not a CSV table ({e}); save it as comma-separated UTF-8') from e
     lacking = [c for c in columns if c not in t]
     if lacking: raise ValueError(f'{path}: column {", ".join(lacking)} is missing; add it')
     for c in t.columns.difference(_TEXT):
@@ -115,7 +119,8 @@ def _toml(root):
     if not f.is_file(): raise ValueError(f'{f}: no such file; data/README.md shows the layout of a cohort')
     try: meta = tomllib.loads(f.read_text(encoding='utf-8-sig'))
     except tomllib.TOMLDecodeError as e: raise ValueError(f'{f}: not TOML ({e}); mend that place') from e
-    if not isinstance(meta.get('centers'), dict) or not meta['centers']: raise ValueError(f'{f}: no [centers.NAME] table; name every center with its role, main or external')
+    if not isinstance(meta.get('centers'), dict) or not meta['centers']:
+        raise ValueError(f'{f}: no [centers.NAME] table; name every center with its role, main or external')
     return meta
 
 def _vocabulary(root, meta):
@@ -125,17 +130,20 @@ def _vocabulary(root, meta):
 # %% ../nbs/00_data.ipynb #c014
 def _one_row(t, key, where):
     "Raise where a key is missing or stands twice."
-    if t[key].isna().any(): raise ValueError(f'{where}: line {t.index[t[key].isna()][0] + 2} has no {key}; fill it in (cblc check lists every fault)')
+    if t[key].isna().any():
+        raise ValueError(f'{where}: line {t.index[t[key].isna()][0] + 2} has no {key}; fill it in (cblc check lists every fault)')
     twice = t[key][t[key].duplicated()]
     if len(twice): raise ValueError(f'{where}: {key} {twice.iloc[0]!r} stands in two rows; keep one (cblc check lists every fault)')
 
 def _known_only(cells, images, vocabulary):
     "Leave out, with a warning, contours on unlisted pictures, codes nobody knows, and all but the largest part."
     stray = ~cells.image_id.isin(images.image_id)
-    if stray.any(): warnings.warn(f'{stray.sum()} cells on pictures that images.csv does not list left out (first: {cells.image_id[stray].iloc[0]})', stacklevel=3)
+    if stray.any():
+        warnings.warn(f'{stray.sum()} cells on pictures that images.csv does not list left out (first: {cells.image_id[stray].iloc[0]})', stacklevel=3)
     cells = cells[~stray].reset_index(drop=True)
     if bad := vocabulary.unknown(cells.code):
-        hit = cells.code.isin(bad); warnings.warn(f'{hit.sum()} cells with an unknown code ({", ".join(bad)}) count as unlabelled', stacklevel=3)
+        hit = cells.code.isin(bad)
+        warnings.warn(f'{hit.sum()} cells with an unknown code ({", ".join(bad)}) count as unlabelled', stacklevel=3)
         cells['code'] = cells.code.mask(hit)
     split = cells.polygon.map(lambda p: hasattr(p, 'geoms')).to_numpy(bool)
     if split.any():
@@ -213,13 +221,19 @@ def _patient_faults(patients, images, centers):
     f = 'patients.csv'
     for i, r in patients.iterrows():
         if pd.isna(r.patient_id): yield Fault(f, _line(i), 'no patient_id', 'fill it in'); continue
-        if pd.isna(r.center) or r.center not in centers: yield Fault(f, _line(i), f'center {r.center} is not in cohort.toml', 'add [centers.NAME] there or correct the name')
-        if 'diagnosis' in patients and pd.notna(r.diagnosis) and r.diagnosis not in ('AML', 'other', 'none'): yield Fault(f, _line(i), f'diagnosis {r.diagnosis!r}', 'write AML, other or none')
+        if pd.isna(r.center) or r.center not in centers:
+            yield Fault(f, _line(i), f'center {r.center} is not in cohort.toml', 'add [centers.NAME] there or correct the name')
+        if 'diagnosis' in patients and pd.notna(r.diagnosis) and r.diagnosis not in ('AML', 'other', 'none'):
+            yield Fault(f, _line(i), f'diagnosis {r.diagnosis!r}', 'write AML, other or none')
         b = pd.to_numeric(r.get('expert_blast_percent'), errors='coerce') if pd.notna(r.get('expert_blast_percent')) else 0
-        if not 0 <= b <= 100: yield Fault(f, _line(i), f'expert_blast_percent {r.expert_blast_percent} is no percentage', 'give 0-100, or leave it empty')
-        if r.patient_id not in set(images.patient_id): yield Fault(f, _line(i), f'patient {r.patient_id} has no image', 'list its images in images.csv or remove the row')
+        if not 0 <= b <= 100:
+            yield Fault(f, _line(i), f'expert_blast_percent {r.expert_blast_percent} is no percentage', 'give 0-100, or leave it empty')
+        if r.patient_id not in set(images.patient_id):
+            yield Fault(f, _line(i), f'patient {r.patient_id} has no image', 'list its images in images.csv or remove the row')
     for p, g in patients.dropna(subset='patient_id').groupby('patient_id'):
-        if len(g) > 1 and g.center.nunique() > 1: yield Fault(f, _line(g.index[1]), f'patient {p} is in two centers: {", ".join(g.center.dropna().unique())}', 'give two persons two ids, or one person one center')
+        if len(g) > 1 and g.center.nunique() > 1:
+            yield Fault(f, _line(g.index[1]), f'patient {p} is in two centers: {", ".join(g.center.dropna().unique())}',
+                        'give two persons two ids, or one person one center')
         elif len(g) > 1: yield Fault(f, _line(g.index[1]), f'patient_id {p} stands in {len(g)} rows', 'keep one row a patient')
 
 def _image_row_faults(images, patients):
@@ -228,7 +242,8 @@ def _image_row_faults(images, patients):
     for i, r in images.iterrows():
         if pd.isna(r.image_id): yield Fault(f, _line(i), 'no image_id', 'fill it in')
         if pd.isna(r.path): yield Fault(f, _line(i), 'no path', 'fill it in')
-        if pd.isna(r.patient_id) or r.patient_id not in set(patients.patient_id): yield Fault(f, _line(i), f'patient {r.patient_id} is not in patients.csv', 'add the patient or correct the id')
+        if pd.isna(r.patient_id) or r.patient_id not in set(patients.patient_id):
+            yield Fault(f, _line(i), f'patient {r.patient_id} is not in patients.csv', 'add the patient or correct the id')
     for key in ('image_id', 'path'):
         for v, g in images.dropna(subset=key).groupby(key):
             if len(g) > 1: yield Fault(f, _line(g.index[1]), f'{key} {v} stands in {len(g)} rows', 'keep one row an image')
@@ -249,24 +264,33 @@ def _picture_faults(images, root, sizes):
         if bad: yield Fault(r.path, f'images.csv {_line(i)}', bad.problem, bad.remedy); continue
         sizes[r.image_id] = size; first = seen.setdefault(print_, r)
         if first is r or first.path == r.path: continue
-        if first.patient_id == r.patient_id: yield Fault(r.path, f'images.csv {_line(i)}', f'the same picture as {first.path}', 'keep one of them')
-        else: yield Fault(r.path, f'images.csv {_line(i)}', f'the same picture as {first.path} of patient {first.patient_id}: a leak between patients', 'find out whose it is and remove the other')
+        if first.patient_id == r.patient_id:
+            yield Fault(r.path, f'images.csv {_line(i)}', f'the same picture as {first.path}', 'keep one of them')
+        else:
+            yield Fault(r.path, f'images.csv {_line(i)}',
+                        f'the same picture as {first.path} of patient {first.patient_id}: a leak between patients',
+                        'find out whose it is and remove the other')
 
 def _shape_faults(shapes, images, sizes, vocabulary, root):
     "Faults of the outlines."
     seen = {}
     for s in shapes:
         at = (str(s.file.relative_to(root)), s.row)
-        if s.image_id not in set(images.image_id): yield Fault(*at, f'image {s.image_id} is not in images.csv', 'list the image or remove the annotation')
-        if s.code not in (None, 'nucleus') and s.code not in vocabulary.table.index: yield Fault(*at, f'code {s.code!r} is not in the vocabulary', f'use one of {" ".join(vocabulary.codes)}')
-        if s.cell_id and seen.setdefault(s.cell_id, at) != at: yield Fault(*at, f'cell_id {s.cell_id} stands already in {seen[s.cell_id][0]}', 'give every cell its own id')
+        if s.image_id not in set(images.image_id):
+            yield Fault(*at, f'image {s.image_id} is not in images.csv', 'list the image or remove the annotation')
+        if s.code not in (None, 'nucleus') and s.code not in vocabulary.table.index:
+            yield Fault(*at, f'code {s.code!r} is not in the vocabulary', f'use one of {" ".join(vocabulary.codes)}')
+        if s.cell_id and seen.setdefault(s.cell_id, at) != at:
+            yield Fault(*at, f'cell_id {s.cell_id} stands already in {seen[s.cell_id][0]}', 'give every cell its own id')
         if flaw := shape_flaw(s): yield Fault(*at, flaw, 'draw the contour again as a polygon'); continue
         p = shape_polygon(s)
-        if not p.is_valid: yield Fault(*at, f'the contour crosses or touches itself ({explain_validity(p)})', 'draw it again without a loop')
+        if not p.is_valid:
+            yield Fault(*at, f'the contour crosses or touches itself ({explain_validity(p)})', 'draw it again without a loop')
         if hasattr(p, 'geoms'): yield Fault(*at, f'the contour has {len(p.geoms)} parts', 'keep one outline a cell')
         if s.image_id in sizes:
             (w, h), (x0, y0, x1, y1) = sizes[s.image_id], p.bounds
-            if min(x0, y0) < -.5 or x1 > w + .5 or y1 > h + .5: yield Fault(*at, f'the contour ({x0:.0f}, {y0:.0f}) to ({x1:.0f}, {y1:.0f}) leaves its image of {w} x {h} px', 'draw it inside, or check that it belongs to this image')
+            if min(x0, y0) < -.5 or x1 > w + .5 or y1 > h + .5:
+                yield Fault(*at, f'the contour ({x0:.0f}, {y0:.0f}) to ({x1:.0f}, {y1:.0f}) leaves its image of {w} x {h} px', 'draw it inside, or check that it belongs to this image')
 
 # %% ../nbs/00_data.ipynb #c023
 def _annotation_faults(root, meta, images, sizes, vocabulary):
@@ -276,12 +300,14 @@ def _annotation_faults(root, meta, images, sizes, vocabulary):
     fmt = fmt or _read_or_fault(lambda: sniff_format(folder), faults, 'annotations')
     one_by_one = fmt in ('labelme', 'geojson')
     known = images.dropna(subset=['image_id'])
-    known = known[known.image_id.isin(sizes)].assign(width=lambda t: [sizes[i][0] for i in t.image_id], height=lambda t: [sizes[i][1] for i in t.image_id])
+    known = known[known.image_id.isin(sizes)].assign(width=lambda t: [sizes[i][0] for i in t.image_id],
+                                                     height=lambda t: [sizes[i][1] for i in t.image_id])
     for f in sorted(p for p in folder.rglob('*') if p.suffix in ('.json', '.geojson')) if one_by_one else [folder]:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')       # each becomes a fault below
             shapes = fmt and _read_or_fault(lambda: annotation_shapes(f, known, fmt), faults, str(f.relative_to(root)))
-        if one_by_one and not shapes and f.stem not in set(images.image_id): faults.append(Fault(str(f.relative_to(root)), '', f'image {f.stem} is not in images.csv', 'list the image or remove the annotation'))
+        if one_by_one and not shapes and f.stem not in set(images.image_id):
+            faults.append(Fault(str(f.relative_to(root)), '', f'image {f.stem} is not in images.csv', 'list the image or remove the annotation'))
         faults += _shape_faults(shapes or [], images, sizes, vocabulary, root)
     return faults
 
@@ -292,12 +318,14 @@ def check_cohort(
     root = Path(root); faults, sizes = [], {}
     meta = _read_or_fault(lambda: _toml(root), faults, 'cohort.toml') or {'centers': {}}
     for k, v in meta['centers'].items():
-        if v.get('role', 'main') not in ('main', 'external'): faults.append(Fault('cohort.toml', f'centers.{k}', f'role {v["role"]!r}', 'write main or external'))
+        if v.get('role', 'main') not in ('main', 'external'):
+            faults.append(Fault('cohort.toml', f'centers.{k}', f'role {v["role"]!r}', 'write main or external'))
     vocabulary = _read_or_fault(lambda: _vocabulary(root, meta), faults, 'cohort.toml') or VOCABULARY
     patients = _read_or_fault(lambda: _table(root/'patients.csv', ['patient_id', 'center']), faults, 'patients.csv')
     images = _read_or_fault(lambda: _table(root/'images.csv', ['image_id', 'patient_id', 'path']), faults, 'images.csv')
     if patients is not None and images is not None:
-        faults += [*_patient_faults(patients, images, meta['centers']), *_image_row_faults(images, patients), *_picture_faults(images, root, sizes)]
+        faults += [*_patient_faults(patients, images, meta['centers']), *_image_row_faults(images, patients),
+                   *_picture_faults(images, root, sizes)]
         faults += _annotation_faults(root, meta, images, sizes, vocabulary)
     return pd.DataFrame(faults, columns=Fault._fields, dtype='string')
 
@@ -311,10 +339,13 @@ def split_patients(
     "Deal patients into splits, stratified."
     _one_row(patients, 'patient_id', 'patients')
     names, share = list(fractions), np.array(list(fractions.values()), float)
-    if (share <= 0).any() or not np.isclose(share.sum(), 1): raise ValueError(f'fractions {fractions} do not sum to 1; give positive shares that do')
-    if len(patients) < len(names): raise ValueError(f'{len(patients)} patients cannot fill {len(names)} splits; give more patients or fewer splits')
+    if (share <= 0).any() or not np.isclose(share.sum(), 1):
+        raise ValueError(f'fractions {fractions} do not sum to 1; give positive shares that do')
+    if len(patients) < len(names):
+        raise ValueError(f'{len(patients)} patients cannot fill {len(names)} splits; give more patients or fewer splits')
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(patients)); strata = patients[[c for c in by if c in patients]].astype(str).agg('/'.join, axis=1).to_numpy() if set(by) & set(patients) else np.full(len(patients), '')
+    order = rng.permutation(len(patients))
+    strata = patients[[c for c in by if c in patients]].astype(str).agg('/'.join, axis=1).to_numpy() if set(by) & set(patients) else np.full(len(patients), '')
     order = order[np.argsort(strata[order], kind='stable')]
     total, inside, dealt = np.zeros(len(names)), {}, np.empty(len(patients), int)
     for i in order:
@@ -341,10 +372,12 @@ def assert_disjoint(
     split_col:str='split'
 )->None:                        # ValueError names a patient on two sides
     "Raise where a patient stands in two splits."
-    if table.patient_id.isna().any(): raise ValueError(f'{table.patient_id.isna().sum()} rows have no patient_id, so a leak cannot be excluded; fill it in')
+    if table.patient_id.isna().any():
+        raise ValueError(f'{table.patient_id.isna().sum()} rows have no patient_id, so a leak cannot be excluded; fill it in')
     sides = table.dropna(subset=split_col).groupby('patient_id')[split_col].unique()
     leaks = sides[sides.map(len) > 1]
-    if len(leaks): raise ValueError(f'patient {leaks.index[0]} is in splits {" and ".join(map(str, leaks.iloc[0]))} ({len(leaks)} such patients); split by patient with split_patients')
+    if len(leaks):
+        raise ValueError(f'patient {leaks.index[0]} is in splits {" and ".join(map(str, leaks.iloc[0]))} ({len(leaks)} such patients); split by patient with split_patients')
 
 # %% ../nbs/00_data.ipynb #c034
 def read_crops(
@@ -384,7 +417,8 @@ def convert(
     if (src/'cohort.toml').is_file(): cohort = read_cohort(src); cells, table = cohort.cells, cohort.images
     else: table = None if images is None else image_table(images); cells = read_annotations(src, table)
     if to == 'cohort':
-        if cohort is None and table is None: raise ValueError(f'{src}: a cohort needs the pictures; pass images, the folder that holds them')
+        if cohort is None and table is None:
+            raise ValueError(f'{src}: a cohort needs the pictures; pass images, the folder that holds them')
         write_cohort(cohort or _loose_cohort(cells, table), out)
     else: write_annotations(cells[[c for c in ('cell_id', 'image_id', 'polygon', 'code', 'nucleus') if c in cells]], out, to, table)
     return out

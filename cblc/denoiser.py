@@ -21,7 +21,8 @@ from .training import fit_device, load_tensors, optimizer_state, own_seed, run_k
 def make_scheduler(kind='ddim'): # 'ddim' to sample in few steps, 'ddpm' for the noise alone
     "Make the noise schedule, as diffusers has it: 1000 steps, cosine, v-prediction"
     from diffusers import DDIMScheduler, DDPMScheduler
-    return dict(ddim=DDIMScheduler, ddpm=DDPMScheduler)[kind](1000, beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction', clip_sample=True)
+    return dict(ddim=DDIMScheduler, ddpm=DDPMScheduler)[kind](1000, beta_schedule='squaredcos_cap_v2',
+                                                              prediction_type='v_prediction', clip_sample=True)
 
 def to_unit(crops, device='cpu')->torch.Tensor: # n x S x S x 3 uint8 -> n x 3 x S x S, -1 to 1
     "Bring crops to the network's scale"
@@ -41,7 +42,8 @@ class Noise:
     def crop_of(self, v, xt, t): a = self.kept[t].view(-1, 1, 1, 1); return a.sqrt()*xt - (1-a).sqrt()*v
     def weight(self, t, gamma=5.): # Min-SNR for a velocity's squared error; 0 gives each time the same
         "Weight times by min(SNR, gamma)/(SNR+1) (Hang et al. 2023), which is the velocity's form"
-        snr = self.kept[t]/(1-self.kept[t]); return torch.minimum(snr, torch.full_like(snr, gamma))/(snr+1) if gamma else torch.ones_like(snr)
+        snr = self.kept[t]/(1-self.kept[t])
+        return torch.minimum(snr, torch.full_like(snr, gamma))/(snr+1) if gamma else torch.ones_like(snr)
 
 # %% ../nbs/02g_denoiser.ipynb #c009
 class Denoiser(nn.Module):
@@ -49,21 +51,27 @@ class Denoiser(nn.Module):
     def __init__(self, n_classes:int, size=64, widths=(64, 96, 144), layers=1, fold=2, heads='one'):
         super().__init__()
         from diffusers import UNet2DModel
-        if size % (fold*2**(len(widths)-1)): raise ValueError(f'size {size}: give a multiple of {fold*2**(len(widths)-1)}, so that it can be halved')
+        if size % (fold*2**(len(widths)-1)):
+            raise ValueError(f'size {size}: give a multiple of {fold*2**(len(widths)-1)}, so that it can be halved')
         self.shape = dict(n_classes=n_classes, size=size, widths=list(widths), layers=layers, fold=fold, heads=heads)
-        if heads == 'all': self.log_gain = nn.Parameter(torch.full((20,), 3.)) # of the time: what a unit of error is worth as evidence, see `denoising_loss`
+        # of the time: what a unit of error is worth as evidence, see `denoising_loss`
+        if heads == 'all': self.log_gain = nn.Parameter(torch.full((20,), 3.))
         self.n_classes, self.size, self.fold, self.heads, plane = n_classes, size, fold, heads, 3*fold**2
         deep = len(widths)-1
         self.unet = UNet2DModel(sample_size=size//fold, in_channels=plane, out_channels=plane*(n_classes+1 if heads == 'all' else 1), block_out_channels=tuple(widths), layers_per_block=layers, norm_num_groups=16,
                                 down_block_types=('DownBlock2D',)*deep + ('AttnDownBlock2D',), up_block_types=('AttnUpBlock2D',) + ('UpBlock2D',)*deep, num_class_embeds=n_classes+1 if heads == 'one' else None)
-        if heads == 'all': self.unet.conv_out = nn.Conv2d(widths[0], self.unet.config.out_channels, 1) # for so many channels 3 x 3 would be the dearest layer
+        # for so many channels 3 x 3 would be the dearest layer
+        if heads == 'all': self.unet.conv_out = nn.Conv2d(widths[0], self.unet.config.out_channels, 1)
     @property
     def null(self): return self.n_classes # the index of the null class
 
     def every(self, x, t)->torch.Tensor: # n x 3 x S x S at times n -> n x classes+1 x 3 x S x S; one run with heads='all'
         "Predict the velocity for all classes, the null class last"
-        if self.heads == 'all': return F.pixel_shuffle(self.unet(F.pixel_unshuffle(x, self.fold), t).sample.view(len(x), self.n_classes+1, -1, *[self.size//self.fold]*2), self.fold)
-        n = self.n_classes+1; return self(x.repeat_interleave(n, 0), t.repeat_interleave(n), torch.arange(n, device=x.device).repeat(len(x))).view(len(x), n, *x.shape[1:])
+        if self.heads == 'all':
+            return F.pixel_shuffle(self.unet(F.pixel_unshuffle(x, self.fold), t).sample.view(len(x), self.n_classes+1, -1, *[self.size//self.fold]*2), self.fold)
+        n = self.n_classes+1
+        return self(x.repeat_interleave(n, 0), t.repeat_interleave(n),
+                    torch.arange(n, device=x.device).repeat(len(x))).view(len(x), n, *x.shape[1:])
 
     def forward(self, x, t, classes)->torch.Tensor: # n x 3 x S x S, times n, class indices n
         "Predict the velocity for a class each"
@@ -74,7 +82,8 @@ class Denoiser(nn.Module):
         "Measure each class's squared error of the velocity, mean over pixels and channels"
         p, w = self.every(xt, t) if self.heads == 'one' else None, disc
         if p is None: # compared as the pixels are folded, which spares bringing every class's picture back
-            fold = lambda x: F.pixel_unshuffle(x, self.fold).contiguous(memory_format=torch.channels_last); p, v, w = self.unet(fold(xt), t).sample.unflatten(1, (self.n_classes+1, -1)), fold(v), None if disc is None else fold(disc[None, None])[0].repeat(3, 1, 1)
+            fold = lambda x: F.pixel_unshuffle(x, self.fold).contiguous(memory_format=torch.channels_last)
+            p, v, w = self.unet(fold(xt), t).sample.unflatten(1, (self.n_classes+1, -1)), fold(v), None if disc is None else fold(disc[None, None])[0].repeat(3, 1, 1)
         e = F.mse_loss(p.float(), v[:, None].expand_as(p), reduction='none')
         return e.mean((2, 3, 4)) if w is None else (e*w).sum((2, 3, 4))/3
 
@@ -124,9 +133,11 @@ def denoising_loss(net, noise:Noise, x, classes, # n x 3 x S x S, -1 to 1; class
                    g:torch.Generator, s:DenoiserSettings)->torch.Tensor: # a scalar
     "Weigh the error of the velocity at a random time"
     n = len(x); draw = lambda *shape: torch.randn(*shape, generator=g).to(x.device)
-    t = (((torch.arange(n) + torch.rand(1, generator=g))/n)**s.early*1000).long().clamp(0, 999)[torch.randperm(n, generator=g)].to(x.device) # spread evenly over the batch
+    # spread evenly over the batch
+    t = (((torch.arange(n) + torch.rand(1, generator=g))/n)**s.early*1000).long().clamp(0, 999)[torch.randperm(n, generator=g)].to(x.device)
     e = draw(*x.shape) + (s.noise_offset*draw(n, 3, 1, 1) if s.noise_offset else 0.)
-    hidden = (torch.rand(n, generator=g) < s.null).to(x.device); xt, v, w = noise.mix(x, e, t), noise.velocity(x, e, t), noise.weight(t, s.snr)
+    hidden = (torch.rand(n, generator=g) < s.null).to(x.device)
+    xt, v, w = noise.mix(x, e, t), noise.velocity(x, e, t), noise.weight(t, s.snr)
     if net.heads == 'one': return (w*((net(xt, t, torch.where(hidden, net.null, classes)).float() - v)**2).mean((1, 2, 3))).mean()
     err = net.errors(xt, t, v) # with all heads, each cell teaches its class, the null class, and the others that it isn't theirs
     loss = (w*(err[torch.arange(n), classes] + s.null*err[:, -1])).mean()/(1 + s.null)
@@ -155,11 +166,14 @@ class _Trainer: # the state of a training, and one step of it
         x = x/127.5 - 1; classes = classes.to(self.device); self.opt.zero_grad(); total = []
         def part(k):
             if k.start == 0: self.opt.zero_grad(); total.clear()  # after an overrun of memory: from the beginning
-            with torch.autocast(self.device.split(':')[0], torch.bfloat16, enabled=self.mixed): loss = denoising_loss(self.net, self.noise, x[k], classes[k], torch.Generator().manual_seed(int(np.random.SeedSequence([self.s.seed, i, k.start]).generate_state(1)[0])), self.s)
+            with torch.autocast(self.device.split(':')[0], torch.bfloat16, enabled=self.mixed):
+                loss = denoising_loss(self.net, self.noise, x[k], classes[k],
+                                      torch.Generator().manual_seed(int(np.random.SeedSequence([self.s.seed, i, k.start]).generate_state(1)[0])), self.s)
             (loss*len(x[k])/len(x)).backward(); total.append(loss.item()*len(x[k])/len(x))
         halving(part, len(x)); torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.); self.opt.step()
         d = min(self.s.ema, (i+1)/(i+10)); self.losses.append(sum(total))
-        if not math.isfinite(self.losses[-1]): raise ValueError(f'training broke off: the loss of step {i+1} is {self.losses[-1]}; give a smaller lr')
+        if not math.isfinite(self.losses[-1]):
+            raise ValueError(f'training broke off: the loss of step {i+1} is {self.losses[-1]}; give a smaller lr')
         live = self.net.state_dict(); torch._foreach_lerp_(list(self.mean.values()), [live[k] for k in self.mean], 1-d)
     def save(self, path, key, i):
         t = {f'net.{k}': v for k, v in self.net.state_dict().items()} | {f'mean.{k}': v for k, v in self.mean.items()}
@@ -169,14 +183,16 @@ class _Trainer: # the state of a training, and one step of it
         t, about = load_tensors(path)
         if about.get('key') != key: return 0
         part = lambda name: {k[len(name)+1:]: v for k, v in t.items() if k.startswith(name + '.')}
-        self.net.load_state_dict(part('net')); self.opt.load_state_dict(optimizer_state(self.opt, part('opt'))); self.losses = about['losses']
+        self.net.load_state_dict(part('net')); self.opt.load_state_dict(optimizer_state(self.opt, part('opt')))
+        self.losses = about['losses']
         for k, v in part('mean').items(): self.mean[k].copy_(v)
         return about['step']
 
 # %% ../nbs/02g_denoiser.ipynb #c015
 def _run(job, crops, classes, path, every, call): # all steps, or those that are left
     s, net = job.s, job.net; key, saved = path and run_key(s, crops, classes), time.time()
-    dl = CropBatches(crops, np.eye(net.n_classes, dtype=bool)[classes], min(s.batch, len(crops)), Augment(spin=s.spin, zoom=s.zoom, resample=s.resample, stain=s.stain), s.balance, s.seed, job.device)
+    dl = CropBatches(crops, np.eye(net.n_classes, dtype=bool)[classes], min(s.batch, len(crops)),
+                     Augment(spin=s.spin, zoom=s.zoom, resample=s.resample, stain=s.stain), s.balance, s.seed, job.device)
     i = job.load(path, key) if path else 0; bar = progress(None, 'denoiser', s.steps); bar.update(i)
     while i < s.steps:
         dl.epoch = i // len(dl); skip = i % len(dl)

@@ -23,7 +23,9 @@ def blast_percents(values           # as typed, any mixture of numbers and text
     given = (text != '') & ~text.str.lower().isin(['nan', '<na>', 'none'])
     fraction = (x > 0) & (x < 1) & ~signed; plain = x[given & ~signed].dropna(); problems = []
     if fraction.any() and len(plain) > 1 and (plain.between(0, 1)).all():
-        x = x.where(signed, 100*x); problems.append(f'all {len(plain)} blast percentages are 1 or less: read as fractions, times 100'); fraction &= False
+        x = x.where(signed, 100*x)
+        problems.append(f'all {len(plain)} blast percentages are 1 or less: read as fractions, times 100')
+        fraction &= False
     for bad, why in ((given & x.isna(), 'is no number'), (given & ((x < 0) | (x > 100)), 'is not between 0 and 100'), (fraction, 'is ambiguous (a fraction, or under 1 %?): write percent')):
         problems += [f'row {i}: blast percentage {t!r} {why}; left out' for i, t in text[bad].items()]; x = x.mask(bad)
     return x.where(given).astype(float), problems
@@ -57,14 +59,17 @@ def compare_auc(truth, a, b,        # scores of two models
     else: (x,), ca = delong(truth, a); (y,), cb = delong(truth_b, b); var = ca[0, 0] + cb[0, 0]
     d, sd = x - y, np.sqrt(max(var, 0)) if var == var else np.nan; z = stats.norm.ppf((1 + level)/2)
     stat = d/sd if sd > 0 else (0. if d == 0 else np.nan)
-    return dict(auc_a=float(x), auc_b=float(y), difference=float(d), low=float(d - z*sd), high=float(d + z*sd), z=float(stat), p=float(2*stats.norm.sf(abs(stat))))
+    return dict(auc_a=float(x), auc_b=float(y), difference=float(d), low=float(d - z*sd), high=float(d + z*sd),
+                z=float(stat), p=float(2*stats.norm.sf(abs(stat))))
 
 # %% ../nbs/04c_diagnosis.ipynb #c016
 def likelihood_ratios(tp, fn, tn, fp, level=.95)->dict:   # lr_pos, lr_neg with _low and _high
     "Compute likelihood ratios with log intervals (Simel and others 1991)"
-    h = .5 if 0 in (tp, fn, tn, fp) else 0.; tp, fn, tn, fp = (x + h for x in (tp, fn, tn, fp)); m, n, z = tp + fn, tn + fp, stats.norm.ppf((1 + level)/2); out = {}
+    h = .5 if 0 in (tp, fn, tn, fp) else 0.; tp, fn, tn, fp = (x + h for x in (tp, fn, tn, fp))
+    m, n, z = tp + fn, tn + fp, stats.norm.ppf((1 + level)/2); out = {}
     for k, a, b in (('lr_pos', tp, fp), ('lr_neg', fn, tn)):
-        r, w = (a/m)/(b/n), z*np.sqrt(1/a - 1/m + 1/b - 1/n); out |= {k: float(r), f'{k}_low': float(r*np.exp(-w)), f'{k}_high': float(r*np.exp(w))}
+        r, w = (a/m)/(b/n), z*np.sqrt(1/a - 1/m + 1/b - 1/n)
+        out |= {k: float(r), f'{k}_low': float(r*np.exp(-w)), f'{k}_high': float(r*np.exp(w))}
     return out if m > 2*h and n > 2*h else {k: np.nan for k in out}
 
 def _frozen_threshold(frozen, centers, internal):
@@ -103,13 +108,16 @@ def _pairs(x, y):
     if len(x) != len(y): raise ValueError(f'{len(x)} and {len(y)} counts do not belong together: pass aligned arrays')
     ok = ~(np.isnan(x) | np.isnan(y)); return x[ok], y[ok]
 
-def _fisher(r, se, level): z = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15)); w = stats.norm.ppf((1 + level)/2)*se; return float(np.tanh(z - w)), float(np.tanh(z + w))
+def _fisher(r, se, level):
+    z = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15)); w = stats.norm.ppf((1 + level)/2)*se
+    return float(np.tanh(z - w)), float(np.tanh(z + w))
 
 def concordance(x, y, level=.95)->dict:   # ccc, low, high, n
     "Compute Lin's concordance correlation with its z interval (Lin 1989, 2000)"
     x, y = _pairs(x, y); n = len(x); nan = dict(ccc=np.nan, low=np.nan, high=np.nan, n=n)
     if n < 4 or x.std() == 0 or y.std() == 0: return nan
-    sx, sy, r = x.std(), y.std(), np.corrcoef(x, y)[0, 1]; c = 2*r*sx*sy/(sx**2 + sy**2 + (x.mean() - y.mean())**2); u = (x.mean() - y.mean())/np.sqrt(sx*sy)
+    sx, sy, r = x.std(), y.std(), np.corrcoef(x, y)[0, 1]; c = 2*r*sx*sy/(sx**2 + sy**2 + (x.mean() - y.mean())**2)
+    u = (x.mean() - y.mean())/np.sqrt(sx*sy)
     if abs(c) > 1 - 1e-12 or r == 0: return nan | dict(ccc=float(c), low=float(c), high=float(c)) if r else nan | dict(ccc=0.)
     var = ((1 - r*r)*c*c/((1 - c*c)*r*r) + 2*c**3*(1 - c)*u*u/(r*(1 - c*c)**2) - c**4*u**4/(2*r*r*(1 - c*c)**2))/(n - 2)
     return dict(zip(('ccc', 'low', 'high', 'n'), (float(c), *_fisher(c, np.sqrt(var), level), n)))
@@ -118,7 +126,8 @@ def agreement(x, y, level=.95)->dict:   # pearson, spearman, ccc with _low and _
     "Correlate two counts of the same patients, and ask whether they agree; below four patients all is NaN"
     x, y = _pairs(x, y); n = len(x); out = dict(n=n); good = n > 3 and np.ptp(x) > 0 and np.ptp(y) > 0
     for k, f, se in (('pearson', stats.pearsonr, lambda r: 1/np.sqrt(n - 3)), ('spearman', stats.spearmanr, lambda r: np.sqrt((1 + r*r/2)/(n - 3)))):
-        r = float(f(x, y)[0]) if good else np.nan; out |= dict(zip((k, f'{k}_low', f'{k}_high'), (r, *(_fisher(r, se(r), level) if good else (np.nan, np.nan)))))
+        r = float(f(x, y)[0]) if good else np.nan
+        out |= dict(zip((k, f'{k}_low', f'{k}_high'), (r, *(_fisher(r, se(r), level) if good else (np.nan, np.nan)))))
     c = concordance(x, y, level); return out | dict(ccc=c['ccc'], ccc_low=c['low'], ccc_high=c['high'])
 
 # %% ../nbs/04c_diagnosis.ipynb #c024
@@ -126,8 +135,10 @@ def bland_altman(x, y, level=.95)->dict:   # bias (x - y) and limits low, high, 
     "Compute the bias of x against y and the limits of agreement, with intervals (Bland and Altman 1986)"
     x, y = _pairs(x, y); d, n = x - y, len(x); k = ('bias', 'lower', 'upper')
     if n < 3: return {f'{a}{e}': np.nan for a in k for e in ('', '_low', '_high')} | dict(sd=np.nan, n=n)
-    b, s = d.mean(), d.std(ddof=1); t, z = stats.t.ppf((1 + level)/2, n - 1), stats.norm.ppf(.975); se = (s/np.sqrt(n), s*np.sqrt(3/n), s*np.sqrt(3/n))
-    return {f'{a}{e}': float(c + f*w*t) for a, c, w in zip(k, (b, b - z*s, b + z*s), se) for e, f in (('', 0), ('_low', -1), ('_high', 1))} | dict(sd=float(s), n=n)
+    b, s = d.mean(), d.std(ddof=1); t, z = stats.t.ppf((1 + level)/2, n - 1), stats.norm.ppf(.975)
+    se = (s/np.sqrt(n), s*np.sqrt(3/n), s*np.sqrt(3/n))
+    return {f'{a}{e}': float(c + f*w*t) for a, c, w in zip(k, (b, b - z*s, b + z*s), se)
+            for e, f in (('', 0), ('_low', -1), ('_high', 1))} | dict(sd=float(s), n=n)
 
 def passing_bablok(x, y, level=.95)->dict:   # slope, intercept, each with _low and _high; n
     "Fit Passing and Bablok's line of y on x (1983): the shifted median of all pairwise slopes"
@@ -137,9 +148,11 @@ def passing_bablok(x, y, level=.95)->dict:   # slope, intercept, each with _low 
     with np.errstate(divide='ignore'):   # vertical pairs count as infinite, slopes of exactly -1 not at all
         s = np.sort((dy[keep]/dx[keep])[dy[keep] != -dx[keep]])
     N, K = len(s), int((s < -1).sum()); at = lambda q: s[int(np.clip(q, 1, N)) - 1]
-    b = (at((N + 1)//2 + K) + at((N + 2)//2 + K))/2; c = stats.norm.ppf((1 + level)/2)*np.sqrt(n*(n - 1)*(2*n + 5)/18); m = int(np.round((N - c)/2))
+    b = (at((N + 1)//2 + K) + at((N + 2)//2 + K))/2; c = stats.norm.ppf((1 + level)/2)*np.sqrt(n*(n - 1)*(2*n + 5)/18)
+    m = int(np.round((N - c)/2))
     low, high = at(m + K), at(N - m + 1 + K); a = lambda b: float(np.median(y - b*x))
-    return dict(slope=float(b), slope_low=float(low), slope_high=float(high), intercept=a(b), intercept_low=a(high), intercept_high=a(low), n=n)
+    return dict(slope=float(b), slope_low=float(low), slope_high=float(high), intercept=a(b), intercept_low=a(high),
+                intercept_high=a(low), n=n)
 
 # %% ../nbs/04c_diagnosis.ipynb #c030
 DIAGNOSES = ('AML', 'other', 'none')
@@ -156,7 +169,8 @@ def fit_diagnosis(table,            # `patient_table` of the main cohort with `d
     d = table[table.diagnosis.isin(DIAGNOSES) & (table.n_cells > 0)]; _main_only(d, main_centers, 'the probability of AML')
     n = d.diagnosis.value_counts()
     if len(n) < 2: raise ValueError(f'the main cohort holds one diagnosis only ({n.index[0]}, {len(d)} patients): a probability needs two')
-    x = _features(d); mean, scale = x.mean(0), np.maximum(x.std(0), 1e-6); m = LogisticRegression(C=1., max_iter=1000).fit((x - mean)/scale, d.diagnosis)
+    x = _features(d); mean, scale = x.mean(0), np.maximum(x.std(0), 1e-6)
+    m = LogisticRegression(C=1., max_iter=1000).fit((x - mean)/scale, d.diagnosis)
     coef, b = (np.vstack([-m.coef_, m.coef_])/2, np.r_[-m.intercept_, m.intercept_]/2) if len(n) == 2 else (m.coef_, m.intercept_)
     return dict(classes=list(m.classes_), mean=mean.tolist(), scale=scale.tolist(), coef=coef.tolist(), intercept=b.tolist(),
                 prior=[float(n[c]/len(d)) for c in m.classes_], n_patients=len(d), centers=sorted(map(str, set(d.center))))
@@ -216,7 +230,9 @@ def center_scores(table,                    # patients: center, diagnosis, score
         for name, r in at_thresholds(d, frozen, score=score, internal=internal, level=level).iterrows():
             out |= {f'{m}{e} at {name}': r[m + e] for m in ('sensitivity', 'specificity', 'ppv', 'npv') for e in ('', '_low', '_high')}
         for name, x, y in (('truth', score, d.get('true_cblc_ratio')), ('expert', score, d.get('expert_ratio')), ('blast_percent', 'who_blast_ratio', pct[d.index])):
-            if y is not None and x in d: g = agreement(100*d[x], y if name == 'blast_percent' else 100*y, level); out |= {f'{m}_{name}': g[m] for m in g}
+            if y is not None and x in d:
+                g = agreement(100*d[x], y if name == 'blast_percent' else 100*y, level)
+                out |= {f'{m}_{name}': g[m] for m in g}
         return out
     return pd.DataFrame({**{c: row(d) for c, d in table.groupby(by)}, 'all': row(table)}).T.rename_axis(by)
 
@@ -229,20 +245,24 @@ def plot_roc(truth, scores,         # n; dict name -> n
     ax = _axis(ax, (3.5, 3.4)); t = np.asarray(truth, bool); ax.plot([0, 100], [0, 100], color='#ccc', lw=1)
     for (name, s), color in zip(scores.items(), ('#b5105e', '#1e63c4', '#f6a01a', '#4c8c2b')):
         s = np.asarray(s, float); cut = np.r_[np.inf, np.unique(s)[::-1]]; a = auc_delong(t, s)
-        if t.any() and not t.all(): ax.step([100*(s[~t] >= c).mean() for c in cut], [100*(s[t] >= c).mean() for c in cut], where='post', color=color, lw=1.6)
+        if t.any() and not t.all():
+            ax.step([100*(s[~t] >= c).mean() for c in cut], [100*(s[t] >= c).mean() for c in cut], where='post', color=color, lw=1.6)
         ax.plot([], [], color=color, label=f'{name}: AUC {a["auc"]:.2f} ({a["low"]:.2f}-{a["high"]:.2f})')
     for (i, r), marker in zip(marks.iterrows() if marks is not None else (), 'os^Dv'):
         x, y = 100*(1 - r.specificity), 100*r.sensitivity
         dy, dx = [[r.sensitivity - r.sensitivity_low], [r.sensitivity_high - r.sensitivity]], [[r.specificity_high - r.specificity], [r.specificity - r.specificity_low]]
-        ax.errorbar(x, y, 100*np.array(dy), 100*np.array(dx), fmt=marker, ms=5, color='#333', mfc='white', lw=.7, label=f'{i}: {y:.0f} / {100 - x:.0f} %')
-    ax.set(xlabel='false positives, %', ylabel='sensitivity, %', aspect='equal', xlim=(-1, 101), ylim=(-1, 101), title=f'n={len(t)}, {t.sum()} AML; points: sensitivity / specificity')
+        ax.errorbar(x, y, 100*np.array(dy), 100*np.array(dx), fmt=marker, ms=5, color='#333', mfc='white', lw=.7,
+                    label=f'{i}: {y:.0f} / {100 - x:.0f} %')
+    ax.set(xlabel='false positives, %', ylabel='sensitivity, %', aspect='equal', xlim=(-1, 101), ylim=(-1, 101),
+           title=f'n={len(t)}, {t.sum()} AML; points: sensitivity / specificity')
     ax.title.set_fontsize(8); ax.legend(frameon=False, fontsize=7, loc='lower right')
     return ax
 
 # %% ../nbs/04c_diagnosis.ipynb #c047
 def plot_bland_altman(x, y, names=('model', 'expert'), ax=None):
     "Plot differences against means with bias and limits of agreement"
-    ax = _axis(ax, (3.8, 3.2)); b = bland_altman(x, y); x, y = _pairs(x, y); ax.plot((x + y)/2, x - y, 'o', ms=3.5, color='#1e63c4', alpha=.7)
+    ax = _axis(ax, (3.8, 3.2)); b = bland_altman(x, y); x, y = _pairs(x, y)
+    ax.plot((x + y)/2, x - y, 'o', ms=3.5, color='#1e63c4', alpha=.7)
     for k, ls in (('bias', '-'), ('lower', '--'), ('upper', '--')):
         ax.axhline(b[k], color='#b5105e', lw=1, ls=ls); ax.axhspan(b[f'{k}_low'], b[f'{k}_high'], color='#b5105e', alpha=.12, lw=0)
     ax.set(xlabel=f'mean of {names[0]} and {names[1]}, %', ylabel=f'{names[0]} - {names[1]}, points',
@@ -280,7 +300,8 @@ def plot_p_aml(truth, p, ax=None, bins=5):
         if len(g):
             low, high = _exact(t[g].sum(), len(g)); ax.vlines(100*p[g].mean(), 100*low, 100*high, color='#1e63c4', lw=1)
             ax.plot(100*p[g].mean(), 100*t[g].mean(), 'o', ms=5, color='#1e63c4')
-    ax.set(xlabel='stated probability of AML, %', ylabel='were AML, %', aspect='equal', title=f'slope {c["slope"]:.2f}, observed/expected {c["observed_expected"]:.2f}, n={c["n"]}')
+    ax.set(xlabel='stated probability of AML, %', ylabel='were AML, %', aspect='equal',
+           title=f'slope {c["slope"]:.2f}, observed/expected {c["observed_expected"]:.2f}, n={c["n"]}')
     ax.title.set_fontsize(8)
     return ax
 
@@ -289,7 +310,8 @@ def plot_post_test(marks, ax=None):
     ax = _axis(ax, (3.6, 3.2)); pre = np.linspace(.005, .995, 120); ax.plot([0, 100], [0, 100], color='#ccc', lw=1)
     for (i, r), color in zip(marks.iterrows(), ('#b5105e', '#f6a01a', '#1e63c4')):
         for k, ls in (('lr_pos', '-'), ('lr_neg', '--')):
-            ax.plot(100*pre, 100*post_test(pre, r[k]), color=color, ls=ls, label=f'{i}: {"above" if k == "lr_pos" else "below"}, LR {r[k]:.2g} ({r[k + "_low"]:.2g}-{r[k + "_high"]:.2g})')
+            ax.plot(100*pre, 100*post_test(pre, r[k]), color=color, ls=ls,
+                    label=f'{i}: {"above" if k == "lr_pos" else "below"}, LR {r[k]:.2g} ({r[k + "_low"]:.2g}-{r[k + "_high"]:.2g})')
             ax.fill_between(100*pre, 100*post_test(pre, r[f'{k}_low']), 100*post_test(pre, r[f'{k}_high']), color=color, alpha=.08, lw=0)
     ax.set(xlabel='probability of AML before the count, %', ylabel='after it, %')
     ax.legend(frameon=False, fontsize=7, loc='center left', bbox_to_anchor=(1.01, .5))
@@ -297,10 +319,13 @@ def plot_post_test(marks, ax=None):
 
 def plot_diagnoses(truth, call, ax=None):
     "Plot the confusion of AML, other disease and none, with counts"
-    ax = _axis(ax, (3, 2.8)); m = confusion(truth, call); k = m[list(DIAGNOSES)].to_numpy(float); share = k/np.maximum(k.sum(1, keepdims=True), 1)
+    ax = _axis(ax, (3, 2.8)); m = confusion(truth, call); k = m[list(DIAGNOSES)].to_numpy(float)
+    share = k/np.maximum(k.sum(1, keepdims=True), 1)
     ax.imshow(share, cmap='Purples', vmin=0, vmax=1)
     for i, j in np.ndindex(3, 3):
-        ax.text(j, i, f'{k[i, j]:.0f}\n{100*share[i, j]:.0f} %', ha='center', va='center', fontsize=8, color='white' if share[i, j] > .55 else '#333')
-    ax.set(xticks=range(3), xticklabels=DIAGNOSES, yticks=range(3), yticklabels=[f'{c} ({m.n[c]})' for c in DIAGNOSES], xlabel='called', ylabel='diagnosis (patients)')
+        ax.text(j, i, f'{k[i, j]:.0f}\n{100*share[i, j]:.0f} %', ha='center', va='center', fontsize=8,
+                color='white' if share[i, j] > .55 else '#333')
+    ax.set(xticks=range(3), xticklabels=DIAGNOSES, yticks=range(3), yticklabels=[f'{c} ({m.n[c]})' for c in DIAGNOSES],
+           xlabel='called', ylabel='diagnosis (patients)')
     ax.spines[:].set_visible(False)
     return ax

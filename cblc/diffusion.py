@@ -65,7 +65,8 @@ class DiffusionClassifier:
 
     def race(self, crops, alpha=None, meter=None):
         "Let the classes race on each crop; see `cblc.racing.Race`"
-        m = meter or self.meter(crops); return race(m, len(crops), len(self.leaves.names), self.bank, self.head_start(crops, m), alpha or self.alpha)
+        m = meter or self.meter(crops)
+        return race(m, len(crops), len(self.leaves.names), self.bank, self.head_start(crops, m), alpha or self.alpha)
     def head_start(self, crops, meter=None)->np.ndarray: # n x classes: log likelihoods
         "Say what the look of crops tells of their class before the denoiser has run; see `Profile`"
         return -self.profile.look.unlikely((meter or self.meter(crops)).look)
@@ -79,13 +80,16 @@ class DiffusionClassifier:
         return (meter or self.meter(crops))(i, c, np.asarray(pairs)[p]).reshape(shape)
     def anomaly(self, crops, meter=None, kind=None)->np.ndarray: # n, 0-1; with `kind`, the distance it is made of, or another (see `Profile.distance`)
         "Measure how unlike all known cells each crop is"
-        m = meter or self.meter(crops); e = self.errors(crops, self.profile.pairs, m); return self.profile.distance(m.look, e, kind) if kind else self.profile.anomaly(m.look, e)
+        m = meter or self.meter(crops); e = self.errors(crops, self.profile.pairs, m)
+        return self.profile.distance(m.look, e, kind) if kind else self.profile.anomaly(m.look, e)
 
     def must_draw(self, what):
         "Refuse to make pictures with a network that was taught to tell classes apart; ValueError"
-        if (s := self.settings) is not None and s.heads == 'all' and s.contrast: raise ValueError(f"{what}: the model was trained with contrast={s.contrast} to tell classes apart, and what it draws is noise; train one with heads='one' or contrast=0")
+        if (s := self.settings) is not None and s.heads == 'all' and s.contrast:
+            raise ValueError(f"{what}: the model was trained with contrast={s.contrast} to tell classes apart, and what it draws is noise; train one with heads='one' or contrast=0")
 
-    def probabilities(self, crops, **kw): return self.race(crops).probabilities(self.temperature) if len(crops) else np.zeros((0, len(self.leaves.names)))
+    def probabilities(self, crops, **kw):
+        return self.race(crops).probabilities(self.temperature) if len(crops) else np.zeros((0, len(self.leaves.names)))
 
     def predict(self, crops, protocol='cblc', show=True)->pd.DataFrame: # see `cblc.leaves.leaf_table`; and `uncertainty`, `anomaly`
         "Classify crops"
@@ -102,13 +106,17 @@ def _fresh_look(x, rng): # a crop 3 x S x S in a random position and light, as P
 @torch.inference_mode()
 def published_errors(model, crops, seed=0, most=2000)->tuple: # mean errors n x C, trials n x C
     "Race the classes of each crop as CytoDiffusion does; a network with all heads runs once a trial"
-    device, mixed = fit_device(replace(model.settings or DenoiserSettings(), device=model.device)); net = model.net.to(device).eval(); mixer, disc = Noise(device), center_disc(net.size).to(device)
+    device, mixed = fit_device(replace(model.settings or DenoiserSettings(), device=model.device))
+    net = model.net.to(device).eval(); mixer, disc = Noise(device), center_disc(net.size).to(device)
     weight = fit_time_weight(*model.time_weight) if model.time_weight is not None else lambda t: 1.; got = []
     for n, x in enumerate(to_unit(as_crops(crops, net.size))):
         rng = np.random.default_rng([seed, n]); g = torch.Generator().manual_seed(int(rng.integers(2**31)))
         def look(classes, t, k):
-            now, e, at = _fresh_look(x, rng).to(device)[None], torch.randn(1, *x.shape, generator=g).to(device), torch.tensor([t], device=device); xt = mixer.mix(now, e, at)
-            with torch.autocast(device.split(':')[0], torch.bfloat16, enabled=mixed): v = (net.every(xt, at)[0, classes] if net.heads == 'all' else net(xt.expand(len(classes), -1, -1, -1), at.expand(len(classes)), torch.from_numpy(classes).to(device))).float()
+            now, e, at = _fresh_look(x, rng).to(device)[None], torch.randn(1, *x.shape, generator=g).to(device), torch.tensor([t], device=device)
+            xt = mixer.mix(now, e, at)
+            with torch.autocast(device.split(':')[0], torch.bfloat16, enabled=mixed):
+                v = (net.every(xt, at)[0, classes] if net.heads == 'all'
+                     else net(xt.expand(len(classes), -1, -1, -1), at.expand(len(classes)), torch.from_numpy(classes).to(device))).float()
             return (((mixer.noise_of(v, xt, at) - e)**2).mean(1)*disc).sum((1, 2)).cpu().numpy()
         got.append(race_published(look, len(model.leaves.names), rng, weight, most=most))
     return tuple(np.array([r[j] for r in got]).reshape(len(got), -1) for j in (0, 1))
@@ -121,16 +129,21 @@ def published_table(model, crops, **kw)->pd.DataFrame: # leaf probabilities are 
 # %% ../nbs/03a_diffusion.ipynb #c010
 def _single(stage, what, notes): # the cells whose label says one leaf
     x, a, p = stage; k = a.sum(1) == 1
-    if not k.all(): notes.append(f'{what}: {int((~k).sum())} of {len(k)} cells have a label that leaves several classes open and were not used')
+    if not k.all():
+        notes.append(f'{what}: {int((~k).sum())} of {len(k)} cells have a label that leaves several classes open and were not used')
     return x[k], a[k].argmax(1), None if p is None else p[k]
 
 def _even(classes, n, rng): # n cells, all classes alike as far as they go
     rank = pd.Series(rng.random(len(classes))).groupby(classes).rank().to_numpy(); return np.sort(np.lexsort((classes, rank))[:n])
 
 def _learn_looks(model, x, y, train, s, rng): # bank, profiles and times' weights by validation cells; the coarse look by training cells
-    k, pairs = _even(y, s.profile_cells, rng), np.unique(np.linspace(0, (s.candidates[0]-1)/2, s.profile_looks).round().astype(int)); m = model.meter(x[k]); model.profile = Profile.fit(pairs, cell_look(train[0]), train[1], m.look, model.errors(x[k], pairs, m), y[k])
-    k = _even(y, s.bank_cells, rng); e = model.errors(x[k], np.arange(len(model.looks)))[:, :-1]; model.bank = fit_bank(e, y[k], s.looks, model.head_start(x[k]))
-    t = np.tile(model.looks.times, len(k)); model.time_weight = (t, (e*Noise().kept.numpy()[model.looks.times]).std(1).ravel())  # of the noise's error, as P2 weighs it
+    k, pairs = _even(y, s.profile_cells, rng), np.unique(np.linspace(0, (s.candidates[0]-1)/2, s.profile_looks).round().astype(int))
+    m = model.meter(x[k])
+    model.profile = Profile.fit(pairs, cell_look(train[0]), train[1], m.look, model.errors(x[k], pairs, m), y[k])
+    k = _even(y, s.bank_cells, rng); e = model.errors(x[k], np.arange(len(model.looks)))[:, :-1]
+    model.bank = fit_bank(e, y[k], s.looks, model.head_start(x[k]))
+    t = np.tile(model.looks.times, len(k))
+    model.time_weight = (t, (e*Noise().kept.numpy()[model.looks.times]).std(1).ravel()) # of the noise's error, as P2 weighs it
 
 def fit_diffusion(crops,            # n x S x S x 3 uint8, or a list of pictures
                   labels,           # n: codes, or any names where `vocabulary` is None; missing: not used
@@ -144,21 +157,28 @@ def fit_diffusion(crops,            # n x S x S x 3 uint8, or a list of pictures
     s, notes = settings, []; parts = [(crops, labels, patient_ids)] + ([(*valid, None)[:3]] if valid is not None else [])
     leaves = make_leaves(pd.concat([pd.Series(p[1], dtype=object) for p in parts]), vocabulary)
     parts = [stage_cells(*p, leaves, vocabulary, s.size, w, notes) for p, w in zip(parts, ('training', 'validation'))]
-    (train,), valid = hold_out(parts[:1], parts[1] if valid is not None else None, s, notes); (x, y, _), (vx, vy, _) = _single(train, 'training', notes), _single(valid, 'validation', notes)
+    (train,), valid = hold_out(parts[:1], parts[1] if valid is not None else None, s, notes)
+    (x, y, _), (vx, vy, _) = _single(train, 'training', notes), _single(valid, 'validation', notes)
     seen = np.unique(y)
-    if len(seen) < 2: raise ValueError(f"training: only {', '.join(np.array(leaves.names)[seen]) or 'nothing'} left to learn; give cells of at least two labels")
+    if len(seen) < 2:
+        raise ValueError(f"training: only {', '.join(np.array(leaves.names)[seen]) or 'nothing'} left to learn; give cells of at least two labels")
     leaves, y, (vx, vy) = _present(leaves, seen, y, vx, vy, notes)
     if centers is not None: notes.append(f"centers: {', '.join(sorted(set(map(str, centers))))}")
     if s.epochs: s = replace(s, steps=s.epochs*max(1, round(len(x)/s.batch)))
     net, losses = fit_denoiser(x, y, len(leaves.names), DenoiserSettings(**{f.name: getattr(s, f.name) for f in fields(DenoiserSettings)}), out)
-    model = DiffusionClassifier(leaves, net, Looks.grid(*s.candidates, seed=s.seed), None, None, alpha=s.alpha, settings=s, losses=losses, device=s.device)
-    _learn_looks(model, vx, vy, (x, y), s, np.random.default_rng(s.seed)); ended = model.race(vx); ticks = np.eye(len(leaves.names), dtype=bool)[vy]
-    model.temperature = fit_temperature(ended.evidence, ticks); model.metrics = leaf_scores(ended.probabilities(model.temperature), ticks, leaves, model.threshold) | dict(runs_a_cell=float(model.runs(ended).mean()))
+    model = DiffusionClassifier(leaves, net, Looks.grid(*s.candidates, seed=s.seed), None, None, alpha=s.alpha, settings=s,
+                                losses=losses, device=s.device)
+    _learn_looks(model, vx, vy, (x, y), s, np.random.default_rng(s.seed)); ended = model.race(vx)
+    ticks = np.eye(len(leaves.names), dtype=bool)[vy]
+    model.temperature = fit_temperature(ended.evidence, ticks)
+    model.metrics = leaf_scores(ended.probabilities(model.temperature), ticks, leaves,
+                                model.threshold) | dict(runs_a_cell=float(model.runs(ended).mean()))
     return replace(model, notes=(*notes, f'{len(x)} cells, {s.steps} steps'))
 
 def _present(leaves, seen, y, vx, vy, notes): # a denoiser has the classes it was shown and no others
     names = tuple(np.array(leaves.names)[seen]); to = np.full(len(leaves.names), -1); to[seen] = np.arange(len(seen)); k = to[vy] >= 0
-    if len(names) < len(leaves.names): notes.append(f"{', '.join(n for n in leaves.names if n not in names)}: not in training and cannot be named")
+    if len(names) < len(leaves.names):
+        notes.append(f"{', '.join(n for n in leaves.names if n not in names)}: not in training and cannot be named")
     return replace(leaves, names=names, member=tuple(leaves.member[i] for i in seen), cblc=tuple(leaves.cblc[i] for i in seen) if leaves.has_cblc else leaves.cblc), to[y], (vx[k], to[vy[k]])
 
 # %% ../nbs/03a_diffusion.ipynb #c012
@@ -169,23 +189,28 @@ def save_diffusion(model:DiffusionClassifier, folder, trained_on:str, trained_ho
                  bank={k: array(getattr(model.bank, k)) for k in ('pairs', 'gain', 'scale', 'info', 'start')}, profile=array(model.profile.pairs), time_weight=array(_binned(model.time_weight)), fit=asdict(model.settings) if model.settings else {})
     meta = dict(kind='diffusion', name=name, classes=list(L.names), temperature=model.temperature, thresholds=dict(cblc=model.threshold) if L.has_cblc else {}, settings=about, metrics=model.metrics or {}, trained_on=trained_on, trained_how=trained_how,
                 warnings=[*warnings, *model.notes], input=dict(size=model.size, channels='RGB', scale=1/127.5, mean=[1.]*3, std=[1.]*3, crop=crop)) | {k: v for k, v in dict(licence=licence, created=created).items() if v}
-    arrays = {f'net.{k}': v.cpu().numpy().astype(np.float16) for k, v in model.net.state_dict().items()} | {f'profile.{k}': np.asarray(v, np.float32) for k, v in _arrays(model.profile)}
+    arrays = {f'net.{k}': v.cpu().numpy().astype(np.float16)
+              for k, v in model.net.state_dict().items()} | {f'profile.{k}': np.asarray(v, np.float32) for k, v in _arrays(model.profile)}
     return write_bundle(folder, meta, arrays)
 
 def _arrays(p): # of a profile, by name
-    return [(k, getattr(p, k)) for k in ('usual', 'limit')] + [(f'{n}.{f.name}', getattr(getattr(p, n), f.name)) for n in ('look', 'errors') for f in fields(Normals)]
+    return [(k, getattr(p, k)) for k in ('usual', 'limit')] + [(f'{n}.{f.name}', getattr(getattr(p, n), f.name))
+                                                               for n in ('look', 'errors') for f in fields(Normals)]
 
 def _profile(pairs, a): # from its arrays
-    normals = {n: Normals(*[a[f'{n}.{f.name}'].astype(float) for f in fields(Normals)]) for n in ('look', 'errors')}; return Profile(np.asarray(pairs), a['usual'], limit=a['limit'], **normals)
+    normals = {n: Normals(*[a[f'{n}.{f.name}'].astype(float) for f in fields(Normals)]) for n in ('look', 'errors')}
+    return Profile(np.asarray(pairs), a['usual'], limit=a['limit'], **normals)
 
 def _binned(tw): # times and mean spread at each
     t, s = tw; u = np.unique(t); return [u, [s[t == v].mean() for v in u]]
 
 def load_diffusion(bundle, backend='auto', threads=None, device='auto')->DiffusionClassifier: # ValueError in one line where it isn't a diffusion bundle, or its weights don't fit
     "Read a diffusion classifier from a bundle"
-    b = read_bundle(bundle, 'diffusion'); m, s = b.meta, b.meta['settings']; net = Denoiser(**s['net']); w = b.weights(); part = lambda name: {k[len(name)+1:]: v.astype(np.float32) for k, v in w.items() if k.startswith(name + '.')}
+    b = read_bundle(bundle, 'diffusion'); m, s = b.meta, b.meta['settings']; net = Denoiser(**s['net']); w = b.weights()
+    part = lambda name: {k[len(name)+1:]: v.astype(np.float32) for k, v in w.items() if k.startswith(name + '.')}
     try: net.load_state_dict({k: torch.from_numpy(v) for k, v in part('net').items()})
-    except RuntimeError as e: raise ValueError(f"{b.path}: the weights are not those of a {m['input']['size']} px denoiser of {len(m['classes'])} classes; make the bundle again") from e
+    except RuntimeError as e:
+        raise ValueError(f"{b.path}: the weights are not those of a {m['input']['size']} px denoiser of {len(m['classes'])} classes; make the bundle again") from e
     L = s['leaves']; leaves = Leaves(tuple(m['classes']), tuple(L['categories']), tuple(L['member']), tuple(L['cblc'])); array = np.asarray
     return DiffusionClassifier(leaves, net.eval(), Looks(array(s['looks']['times']), array(s['looks']['seeds'])), Bank(**{k: array(v) if k != 'start' else v for k, v in s['bank'].items()}), _profile(s['profile'], part('profile')), tuple(map(array, s['time_weight'])), m['temperature'],
                                m.get('thresholds', {}).get('cblc', .5), s['alpha'], DiffusionSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in s['fit'].items()}) if s['fit'] else None, m.get('metrics'), tuple(m.get('warnings', ())), bundle=b, device=device)

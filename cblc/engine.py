@@ -59,7 +59,8 @@ sys.modules.setdefault('openvino_telemetry', None)
 # %% ../nbs/00d_engine.ipynb #c015
 def _threads(threads): # a checked number of threads
     if threads is None: return cores()
-    if type(threads) is not int or threads < 1: raise ValueError(f'threads={threads!r}: give a whole number, 1 or more, or None for all {cores()}')
+    if type(threads) is not int or threads < 1:
+        raise ValueError(f'threads={threads!r}: give a whole number, 1 or more, or None for all {cores()}')
     return threads
 
 def _first_line(e): return next((l.strip() for l in reversed(str(e).splitlines()) if l.strip()), type(e).__name__)[:200]
@@ -68,13 +69,15 @@ class Engine:
     "A network ready to run; call it with a batch, get the list of its outputs"
     def __init__(self, run, name, shape, backend, threads):
         self._run, self.name, self.shape, self.backend, self.threads = run, name, shape, backend, threads
-    def __repr__(self): return f"Engine({self.name}, {self.backend}, {self.threads} threads, input {'x'.join('?' if d is None else str(d) for d in self.shape or ['any'])})"
+    def __repr__(self):
+        return f"Engine({self.name}, {self.backend}, {self.threads} threads, input {'x'.join('?' if d is None else str(d) for d in self.shape or ['any'])})"
 
     def __call__(self, x # float32, N x C x H x W as the graph has it; N may be 0
                 )->list: # one array an output, N first; ValueError for a wrong shape
         "Run one batch"
         x = np.ascontiguousarray(x, dtype=np.float32)
-        if self.shape is not None and (x.ndim != len(self.shape) or any(d not in (None, n) for d, n in list(zip(self.shape, x.shape))[(x.size == 0):])):
+        if self.shape is not None and (x.ndim != len(self.shape)
+                                       or any(d not in (None, n) for d, n in list(zip(self.shape, x.shape))[(x.size == 0):])):
             raise ValueError(f"{self.name}: got a batch of shape {x.shape}, wants {tuple('any' if d is None else d for d in self.shape)}; crop or resize to that size")
         if len(x): return self._run(x)
         return [o[:0] for o in self._run(np.zeros((1, *x.shape[1:]), np.float32))]
@@ -116,7 +119,8 @@ def _torch(module, threads): # a torch module as an engine; it is set to evaluat
 def _check_graph(path): # the file is there and isn't obviously something else
     if not path.is_file(): raise ValueError(f'{path}: no such ONNX file; give the path of a model.onnx')
     head = path.read_bytes()[:16]
-    if not head or head[0] != 0x08: raise ValueError(f'{path}: not an ONNX network; export it with torch.onnx or give a bundle\'s model.onnx')
+    if not head or head[0] != 0x08:
+        raise ValueError(f'{path}: not an ONNX network; export it with torch.onnx or give a bundle\'s model.onnx')
 
 def open_engine(onnx, # path of an ONNX graph with one input, or a torch module
                 backend='auto', # 'openvino', 'onnxruntime', 'torch' (for a module), or 'auto': the first that works
@@ -126,9 +130,11 @@ def open_engine(onnx, # path of an ONNX graph with one input, or a torch module
     "Open a network for running on this machine"
     threads = _threads(threads)
     if precision not in ('f32', 'bf16'): raise ValueError(f"precision={precision!r}: give 'f32' or 'bf16'")
-    if backend not in ('auto', 'torch', *_OPEN): raise ValueError(f"backend={backend!r}: give 'auto', {', '.join(map(repr, _OPEN))} or 'torch'")
+    if backend not in ('auto', 'torch', *_OPEN):
+        raise ValueError(f"backend={backend!r}: give 'auto', {', '.join(map(repr, _OPEN))} or 'torch'")
     if callable(onnx) and hasattr(onnx, 'eval') and backend in ('auto', 'torch'): return _torch(onnx, threads)
-    if backend == 'torch' or not isinstance(onnx, (str, os.PathLike)): raise ValueError(f"{onnx}: backend={backend!r} needs {'a torch module' if backend == 'torch' else 'the path of an ONNX file'}")
+    if backend == 'torch' or not isinstance(onnx, (str, os.PathLike)):
+        raise ValueError(f"{onnx}: backend={backend!r} needs {'a torch module' if backend == 'torch' else 'the path of an ONNX file'}")
     path = Path(onnx); _check_graph(path); why = []
     for name in (_OPEN if backend == 'auto' else [backend]):
         try: run, shape = _OPEN[name](path, threads, precision)

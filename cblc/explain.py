@@ -26,8 +26,11 @@ def counterfactual(model,          # a `DiffusionClassifier`
     x = as_crops(crops, model.size); names = list(model.leaves.names); pick = lambda k: [k]*len(x) if isinstance(k, str) else list(k)
     if away is None: away = np.array(names)[model.race(x).winner]
     for k in {*pick(to), *pick(away)} - set(names): raise ValueError(f"class {k!r}: the model knows {', '.join(names)}")
-    if len(pick(to)) != len(x) or len(pick(away)) != len(x): raise ValueError(f'{len(x)} crops, {len(pick(to))} classes to change to and {len(pick(away))} to change from; give one a crop')
-    grid = Looks.grid(looks, 1, seed+77, span); m = model.meter(x); noise, mix = grid.noise(model.size).to(m.device), Noise(m.device); u = to_unit(x, m.device); sums = torch.zeros_like(u)
+    if len(pick(to)) != len(x) or len(pick(away)) != len(x):
+        raise ValueError(f'{len(x)} crops, {len(pick(to))} classes to change to and {len(pick(away))} to change from; give one a crop')
+    grid = Looks.grid(looks, 1, seed+77, span); m = model.meter(x)
+    noise, mix = grid.noise(model.size).to(m.device), Noise(m.device); u = to_unit(x, m.device)
+    sums = torch.zeros_like(u)
     B, A = (torch.tensor([names.index(k) for k in pick(v)], device=m.device) for v in (to, away))
     for t, e in zip(grid.times, noise):
         at = torch.full((len(u),), int(t), device=m.device); xt = mix.mix(u, e.expand_as(u), at)
@@ -46,5 +49,9 @@ def plot_counterfactual(crop, change, axs=None, words=('cell', 'would change by'
     "Draw a crop, the change around grey, and its size"
     import matplotlib.pyplot as plt
     axs = plt.subplots(1, 3, figsize=(5, 1.9))[1] if axs is None else axs
-    for ax, v, w in zip(axs, (crop, np.clip(128 + 2*change, 0, 255).astype(np.uint8), heat(change[None])[0]), words): ax.imshow(v, cmap='magma'); ax.set_title(w, fontsize=8); ax.set_xticks([]); ax.set_yticks([])
+    for ax, v, w in zip(axs, (crop, np.clip(128 + 2*change, 0, 255).astype(np.uint8), heat(change[None])[0]), words):
+        ax.imshow(v, cmap='magma')
+        ax.set_title(w, fontsize=8)
+        ax.set_xticks([])
+        ax.set_yticks([])
     return axs

@@ -36,7 +36,8 @@ class ExternalSettings:
 
 def normalizer_of(frozen, method)->StainNormalizer:
     "Rebuild the stain normalisation whose reference is frozen in a bundle"
-    if not frozen.get('stain'): raise ValueError(f'stain {method!r}: the bundle holds no stain of its main cohort to go by; validate without it, or with a bundle of `cblc study`')
+    if not frozen.get('stain'):
+        raise ValueError(f'stain {method!r}: the bundle holds no stain of its main cohort to go by; validate without it, or with a bundle of `cblc study`')
     return StainNormalizer.from_dict({**frozen['stain'], 'method': method})
 
 def _further_opinions(cells, crops, images, clf, frozen, settings, um_per_px, show):
@@ -69,9 +70,11 @@ def load_center(cohort,        # folder, or what `read_cohort` gave
     else:
         from cblc.classifier import Classifier
         from cblc.segmentation import Segmenter
-        clf = Classifier.load(model); named, crops, problems = classify_images(images, Segmenter.load(s.segmenter or None), clf, expert, um_per_px=co.um_per_px, show=show)
+        clf = Classifier.load(model)
+        named, crops, problems = classify_images(images, Segmenter.load(s.segmenter or None), clf, expert, um_per_px=co.um_per_px, show=show)
         named, notes = _further_opinions(named, crops, images, clf, frozen, s, co.um_per_px, show); problems = problems + notes
-    return CenterData(center, co.centers[center], patients, images, expert, named, frozen, problems + list(b.meta.get('warnings', [])), b.id, b.meta)
+    return CenterData(center, co.centers[center], patients, images, expert, named, frozen,
+                      problems + list(b.meta.get('warnings', [])), b.id, b.meta)
 
 # %% ../nbs/05_external.ipynb #c012
 NOTEBOOK = '05_external.ipynb'
@@ -106,8 +109,10 @@ def inputs_hash(cohort, model, center, settings=ExternalSettings())->str:
     "Hash everything a center's report depends on"
     import shapely
     s = settings; patients, images, expert = center_rows(cohort, center); b = read_bundle(model, 'classifier')
-    used = [b, *([read_bundle(s.plain, 'classifier')] if s.plain else []), *([] if s.cells else [read_bundle(s.segmenter or shipped('segmenter'), 'segmenter')])]
-    drawn = _sha(*(b'' if g is None else shapely.to_wkb(g) for g in expert.polygon), list(expert.code.astype(object).where(expert.code.notna(), '')))
+    used = [b, *([read_bundle(s.plain, 'classifier')] if s.plain else []),
+            *([] if s.cells else [read_bundle(s.segmenter or shipped('segmenter'), 'segmenter')])]
+    drawn = _sha(*(b'' if g is None else shapely.to_wkb(g) for g in expert.polygon),
+                 list(expert.code.astype(object).where(expert.code.notna(), '')))
     return _sha(cblc.__version__, _report_only().cells, [sorted(x.hashes.items()) for x in used], patients.to_csv(index=False), images.drop(columns='path').to_csv(index=False),
                 *[_file_sha(p) for p in images.path], drawn, cohort.um_per_px.get(center), _file_sha(s.cells) if s.cells else '', s.stain, s.n_boot, s.seed)
 
@@ -135,7 +140,8 @@ def write_html(notebook, path, title)->Path:
         c.source = f'# {title}' if i == 0 else c.source.replace('# ', '## ', 1)
     body, _ = HTMLExporter(log=quiet, template_name='basic', exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nb)
     css = (Path(cblc.__file__).parent/'assets'/'report'/'style.css').read_text(encoding='utf-8')
-    Path(path).write_text(_PAGE.format(title=html.escape(title), css=css, disclaimer=DISCLAIMER, body=body), encoding='utf-8'); return Path(path)
+    Path(path).write_text(_PAGE.format(title=html.escape(title), css=css, disclaimer=DISCLAIMER, body=body), encoding='utf-8')
+    return Path(path)
 
 # %% ../nbs/05_external.ipynb #c015
 def _settle(notebook):
@@ -151,14 +157,20 @@ def run_center(cohort, model, center, out, settings=ExternalSettings(), timeout=
     "Execute the notebook of one center with papermill, and write its HTML reading"
     import nbformat, papermill
     folder = Path(out).absolute()/str(center); folder.mkdir(parents=True, exist_ok=True); (folder/'manifest.json').unlink(missing_ok=True)
-    refuse_tuned(frozen_of(read_bundle(model, 'classifier').meta), [center]); inputs = inputs_hash(read_cohort(cohort), model, center, settings)
+    refuse_tuned(frozen_of(read_bundle(model, 'classifier').meta), [center])
+    inputs = inputs_hash(read_cohort(cohort), model, center, settings)
     plan, done, s = folder/f'.{NOTEBOOK}', folder/NOTEBOOK, settings; nbformat.write(_report_only(), plan)
     place = lambda p: str(Path(p).absolute()) if p else ''
-    given = {**asdict(s), **dict(cohort=place(cohort), model=place(model), center=str(center), out=str(folder)), **{k: place(getattr(s, k)) for k in ('segmenter', 'cells', 'plain')}}
-    try: papermill.execute_notebook(str(plan), str(done), given, kernel_name='python3', cwd=str(folder), progress_bar=False, execution_timeout=timeout, log_output=False, extra_arguments=['--log-level=ERROR'])
+    given = {**asdict(s), **dict(cohort=place(cohort), model=place(model), center=str(center), out=str(folder)),
+             **{k: place(getattr(s, k)) for k in ('segmenter', 'cells', 'plain')}}
+    try:
+        papermill.execute_notebook(str(plan), str(done), given, kernel_name='python3', cwd=str(folder), progress_bar=False,
+                                   execution_timeout=timeout, log_output=False, extra_arguments=['--log-level=ERROR'])
     finally: plan.unlink(missing_ok=True)
     _settle(done); write_html(done, folder/'05_external.html', f'External validation, {center}')
-    tmp = folder/'.manifest.json'; tmp.write_text(json.dumps(dict(center=str(center), inputs=inputs, cblc=cblc.__version__), indent=1)); tmp.replace(folder/'manifest.json')
+    tmp = folder/'.manifest.json'
+    tmp.write_text(json.dumps(dict(center=str(center), inputs=inputs, cblc=cblc.__version__), indent=1))
+    tmp.replace(folder/'manifest.json')
     return folder
 
 # %% ../nbs/05_external.ipynb #c017

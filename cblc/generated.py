@@ -24,7 +24,8 @@ def sample_cells(model,            # a `DiffusionClassifier`
     if unknown: raise ValueError(f"class {unknown[0]!r}: the model knows {', '.join(names)}")
     if steps < 1: raise ValueError(f'steps={steps}: give 1 or more')
     model.must_draw('sample_cells')
-    net, device = model.net, model.meter(np.zeros((0, 8, 8, 3), np.uint8)).device; k = torch.tensor([names.index(c) for c in classes], dtype=torch.long, device=device)
+    net, device = model.net, model.meter(np.zeros((0, 8, 8, 3), np.uint8)).device
+    k = torch.tensor([names.index(c) for c in classes], dtype=torch.long, device=device)
     x = torch.stack([torch.randn(3, model.size, model.size, generator=torch.Generator().manual_seed(10**6*seed + i)) for i in range(len(k))]).to(device) if len(k) else torch.zeros(0, 3, model.size, model.size)
     plan = make_scheduler('ddim'); plan.set_timesteps(steps); out = []
     for s in progress(range(0, len(k), batch), 'making cells', show=show):
@@ -39,10 +40,12 @@ def sample_cells(model,            # a `DiffusionClassifier`
 def plot_cells(crops, labels, columns=8, ax=None): # n x S x S x 3; n names
     "Draw crops in rows by class"
     import matplotlib.pyplot as plt
-    labels = np.asarray(labels); names = sorted(set(labels.tolist())); S = crops.shape[1]; sheet = np.full((S*len(names), S*columns, 3), 255, np.uint8)
+    labels = np.asarray(labels); names = sorted(set(labels.tolist())); S = crops.shape[1]
+    sheet = np.full((S*len(names), S*columns, 3), 255, np.uint8)
     for r, n in enumerate(names):
         for c, x in enumerate(crops[labels == n][:columns]): sheet[r*S:(r+1)*S, c*S:(c+1)*S] = x
-    ax = ax or plt.gca(); ax.imshow(sheet); ax.set_yticks(S*(.5+np.arange(len(names))), names); ax.set_xticks([]); ax.tick_params(length=0); return ax
+    ax = ax or plt.gca(); ax.imshow(sheet); ax.set_yticks(S*(.5+np.arange(len(names))), names); ax.set_xticks([])
+    ax.tick_params(length=0); return ax
 
 # %% ../nbs/03ab_generated.ipynb #c009
 def nearest_distance(crops, training, size=16)->np.ndarray: # n x S x S x 3 each -> n: root mean square difference, in units of light
@@ -58,13 +61,19 @@ def nearest_distance(crops, training, size=16)->np.ndarray: # n x S x S x 3 each
 def copy_test(made, held_out, training)->dict: # three sets of crops
     "Compare how near made cells and real held-out cells are to the training cells"
     from scipy.stats import binomtest, mannwhitneyu
-    m, h = nearest_distance(made, training), nearest_distance(held_out, training); low = np.quantile(h, .01); near = int((m < low).sum()); ci = binomtest(near, len(m)).proportion_ci()
-    return dict(median_made=float(np.median(m)), median_held_out=float(np.median(h)), nearer_than_1_percent=near/len(m), interval=(ci.low, ci.high), p_nearer=float(mannwhitneyu(m, h, alternative='less').pvalue), n=len(m), n_held_out=len(h))
+    m, h = nearest_distance(made, training), nearest_distance(held_out, training); low = np.quantile(h, .01)
+    near = int((m < low).sum()); ci = binomtest(near, len(m)).proportion_ci()
+    return dict(median_made=float(np.median(m)), median_held_out=float(np.median(h)), nearer_than_1_percent=near/len(m),
+                interval=(ci.low, ci.high), p_nearer=float(mannwhitneyu(m, h, alternative='less').pvalue), n=len(m), n_held_out=len(h))
 
 # %% ../nbs/03ab_generated.ipynb #c012
 def _traits(crops): # n x features: colours, coarse picture without a position, fine structure
-    x = as_crops(crops, 32).astype(np.float32)/255; f = np.abs(np.fft.fft2(x.mean(3) - x.mean((1, 2, 3))[:, None, None])); r = np.hypot(*np.meshgrid(*[np.fft.fftfreq(32)*32]*2))
-    rings = [np.log(f[:, (r >= a) & (r < a+1)].mean(1) + 1e-3) for a in range(1, 16)]; d = np.hypot(*np.meshgrid(*[np.arange(32)-15.5]*2)); shells = [x[:, (d >= a) & (d < a+3)].mean(1) for a in range(0, 15, 3)]
+    x = as_crops(crops, 32).astype(np.float32)/255
+    f = np.abs(np.fft.fft2(x.mean(3) - x.mean((1, 2, 3))[:, None, None]))
+    r = np.hypot(*np.meshgrid(*[np.fft.fftfreq(32)*32]*2))
+    rings = [np.log(f[:, (r >= a) & (r < a+1)].mean(1) + 1e-3) for a in range(1, 16)]
+    d = np.hypot(*np.meshgrid(*[np.arange(32)-15.5]*2))
+    shells = [x[:, (d >= a) & (d < a+3)].mean(1) for a in range(0, 15, 3)]
     return np.hstack([np.quantile(x, (.02, .1, .25, .5, .75, .9), axis=(1, 2)).transpose(1, 0, 2).reshape(len(x), -1), *shells, np.stack(rings, 1)])
 
 def two_sample_test(real, made, seed=0)->dict: # crops of both; share told right on the half not trained on, exact interval, p against a coin
@@ -75,8 +84,11 @@ def two_sample_test(real, made, seed=0)->dict: # crops of both; share told right
     from sklearn.preprocessing import StandardScaler
     n = min(len(real), len(made))
     if n < 8: raise ValueError(f'{len(real)} real and {len(made)} made cells; a test needs eight of each')
-    rng = np.random.default_rng(seed); X = np.vstack([_traits(real)[rng.permutation(len(real))[:n]], _traits(made)[rng.permutation(len(made))[:n]]]); y = np.repeat([0, 1], n); half = np.tile(np.arange(n) < n//2, 2)
-    right = int((make_pipeline(StandardScaler(), LogisticRegression(C=.1, max_iter=2000)).fit(X[half], y[half]).predict(X[~half]) == y[~half]).sum()); m = int((~half).sum()); t = binomtest(right, m); ci = t.proportion_ci()
+    rng = np.random.default_rng(seed)
+    X = np.vstack([_traits(real)[rng.permutation(len(real))[:n]], _traits(made)[rng.permutation(len(made))[:n]]])
+    y = np.repeat([0, 1], n); half = np.tile(np.arange(n) < n//2, 2)
+    right = int((make_pipeline(StandardScaler(), LogisticRegression(C=.1, max_iter=2000)).fit(X[half], y[half]).predict(X[~half]) == y[~half]).sum())
+    m = int((~half).sum()); t = binomtest(right, m); ci = t.proportion_ci()
     return dict(accuracy=right/m, interval=(ci.low, ci.high), p=t.pvalue, n=m)
 
 # %% ../nbs/03ab_generated.ipynb #c015
@@ -86,9 +98,11 @@ def write_quiz(folder, real, made, n:int=40, seed=0)->Path: # n pictures of each
     from PIL import Image
     folder = Path(folder); rng = np.random.default_rng(seed); n = min(n, len(real), len(made))
     if not n: raise ValueError(f'{len(real)} real and {len(made)} made cells; a quiz needs some of each')
-    sheet = [(x, 'real') for x in real[rng.permutation(len(real))[:n]]] + [(x, 'made') for x in made[rng.permutation(len(made))[:n]]]; order = rng.permutation(2*n); folder.mkdir(parents=True, exist_ok=True); rows = []
+    sheet = [(x, 'real') for x in real[rng.permutation(len(real))[:n]]] + [(x, 'made') for x in made[rng.permutation(len(made))[:n]]]
+    order = rng.permutation(2*n); folder.mkdir(parents=True, exist_ok=True); rows = []
     for j, i in enumerate(order):
-        b = io.BytesIO(); Image.fromarray(sheet[i][0]).resize((160, 160), Image.BICUBIC).save(b, 'png'); rows.append(f'**{j+1}** <img src="data:image/png;base64,{base64.b64encode(b.getvalue()).decode()}" width="160">')
+        b = io.BytesIO(); Image.fromarray(sheet[i][0]).resize((160, 160), Image.BICUBIC).save(b, 'png')
+        rows.append(f'**{j+1}** <img src="data:image/png;base64,{base64.b64encode(b.getvalue()).decode()}" width="160">')
     md, py = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
     cells = [md(f'# Real or made?\n\n{2*n} cells. Some were photographed, some were made by a computer. Write `real` or `made` behind each number in the last cell and run it. {DISCLAIMER}'), *[md('\n'.join(rows[i:i+4])) for i in range(0, 2*n, 4)],
              py('answers = {' + ', '.join(f"{j+1}: ''" for j in range(2*n)) + "}\nimport json\nopen('answers.json', 'w').write(json.dumps(answers))")]

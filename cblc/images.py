@@ -40,7 +40,8 @@ def image_paths(
     found = set()
     for f in files:
         inside = [p for p in f.iterdir() if _is_image(p)] if f.is_dir() else [f]
-        if not inside: raise ValueError(f'{f}: no image in this folder; give the folder that holds the {", ".join(IMAGE_SUFFIXES)} files themselves')
+        if not inside:
+            raise ValueError(f'{f}: no image in this folder; give the folder that holds the {", ".join(IMAGE_SUFFIXES)} files themselves')
         found.update(inside)
     return sorted(found)
 
@@ -54,15 +55,18 @@ def _open(path, source=None):
     with _open_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try: return Image.open(path if source is None else source)
-        except UnidentifiedImageError as e: raise BadImage(path, 'not an image that can be read, whatever its name says', 'export it as PNG, TIFF or JPEG') from e
+        except UnidentifiedImageError as e:
+            raise BadImage(path, 'not an image that can be read, whatever its name says', 'export it as PNG, TIFF or JPEG') from e
         except Exception as e: raise BadImage(path, f'its header is broken ({e})', 'copy or export it again') from e
         finally: Image.MAX_IMAGE_PIXELS = limit
 
 def _check_size(path, size):
     "Refuse a picture too small to hold a cell or too large to decode at once."
     w, h = size
-    if min(w, h) < MIN_SIDE: raise BadImage(path, f'{w} x {h} px is too small, a side has at least {MIN_SIDE} px', 'give the original field')
-    if w * h > MAX_PIXELS: raise BadImage(path, f'{w} x {h} px is more than {MAX_PIXELS:,} pixels', 'cut it into fields, or give it as a slide')
+    if min(w, h) < MIN_SIDE:
+        raise BadImage(path, f'{w} x {h} px is too small, a side has at least {MIN_SIDE} px', 'give the original field')
+    if w * h > MAX_PIXELS:
+        raise BadImage(path, f'{w} x {h} px is more than {MAX_PIXELS:,} pixels', 'cut it into fields, or give it as a slide')
 
 # %% ../nbs/000_images.ipynb #c013
 def _orientation(im):
@@ -81,7 +85,8 @@ def _to_8bit(a, path):
     "Scale deep grey values or colours to 0-255."
     top = a.max()
     if a.dtype.kind == 'f':
-        if not (a.min() >= 0 and top <= 1): raise BadImage(path, f'floating-point values {a.min():g} to {top:g}', 'save it as 8 or 16 bit, or scale it to 0-1')
+        if not (a.min() >= 0 and top <= 1):
+            raise BadImage(path, f'floating-point values {a.min():g} to {top:g}', 'save it as 8 or 16 bit, or scale it to 0-1')
         return np.round(a * 255).astype(np.uint8)
     if top > 65535 or a.min() < 0: raise BadImage(path, f'values {a.min()} to {top} are beyond 16 bit', 'save it as 8 or 16 bit')
     bits = next(b for b in (8, 10, 12, 14, 16) if top < 2**b)
@@ -90,7 +95,8 @@ def _to_8bit(a, path):
 def _is_deep(im, data):
     "Does the file hold 16-bit colour, of which Pillow would keep the upper byte?"
     if im.mode not in ('RGB', 'RGBA', 'RGBX'): return False
-    return data[24] == 16 if im.format == 'PNG' else im.format == 'TIFF' and max(im.tag_v2.get(258, (8,))) == 16    # tag 258: bits per sample
+    # tag 258: bits per sample
+    return data[24] == 16 if im.format == 'PNG' else im.format == 'TIFF' and max(im.tag_v2.get(258, (8,))) == 16
 
 def _deep_colour(data, path):
     "Decode 16-bit colour to an 8-bit Pillow image."

@@ -31,9 +31,15 @@ def freeze(meta,                  # what a bundle says of itself
           )->dict:
     "Write the figures fitted on the main cohort into a bundle's meta"
     t, s = dict(meta.get('thresholds', {})), dict(meta.get('settings', {})); on = {*s.get('frozen_on', []), *centers}
-    if odd := set(fitted) - {'validation', 'clustering', 'diagnosis', 'stain', 'profile'}: raise ValueError(f'{min(odd)!r} is nothing that a bundle freezes')
-    if baselines: t['nc_ratio'] = baselines['nc_threshold']; s['majority_cblc'] = bool(baselines['majority']); on |= set(baselines['centers'])
-    if threshold and threshold['threshold'] == threshold['threshold']: t['patient_cblc_ratio'] = threshold['threshold']; on |= set(threshold['centers'])
+    if odd := set(fitted) - {'validation', 'clustering', 'diagnosis', 'stain', 'profile'}:
+        raise ValueError(f'{min(odd)!r} is nothing that a bundle freezes')
+    if baselines:
+        t['nc_ratio'] = baselines['nc_threshold']
+        s['majority_cblc'] = bool(baselines['majority'])
+        on |= set(baselines['centers'])
+    if threshold and threshold['threshold'] == threshold['threshold']:
+        t['patient_cblc_ratio'] = threshold['threshold']
+        on |= set(threshold['centers'])
     s |= {k: asdict(v) if isinstance(v, (Validation, Clustering)) else v for k, v in fitted.items() if v is not None}
     if not_frozen: s['not_frozen'] = list(not_frozen)
     return {**meta, 'thresholds': t, 'settings': s | ({'frozen_on': sorted(map(str, on))} if on else {})}
@@ -65,7 +71,8 @@ def threshold_of(frozen):  # as `fit_threshold` gave it; None where the bundle h
 def refuse_tuned(frozen, centers):
     "Refuse a bundle whose frozen figures were fitted on a center that is to be validated"
     seen = sorted(set(map(str, frozen.get('centers') or [])) & set(map(str, centers)))
-    if seen: raise ValueError(f'center {", ".join(seen)}: the bundle\'s thresholds were fitted on it, so this would be no external validation: name another center, or fit a bundle without it')
+    if seen:
+        raise ValueError(f'center {", ".join(seen)}: the bundle\'s thresholds were fitted on it, so this would be no external validation: name another center, or fit a bundle without it')
 
 # %% ../nbs/051_judge.ipynb #c011
 def cohort_flow(d:CenterData, settings=CountSettings(), vocabulary=VOCABULARY)->pd.DataFrame:  # step, n, note
@@ -96,10 +103,12 @@ def stain_rows(images, n=STAIN_FIELDS)->list:  # dicts, plain numbers, to be fro
 def image_quality(d:CenterData, n=STAIN_FIELDS)->dict:
     "Measure image quality and stain, and how far they are from the main cohort's"
     t = stain_table(spread(d.images, n)); ok = t.od_r.notna(); ref = d.frozen.get('profile')
-    out = dict(n_fields=len(d.images), n_measured=int(ok.sum()), notes=[f'{i}: {x}' for i, x in zip(t.image_id, t.note) if x], median=t.loc[ok, list(MEASURES)].median().to_dict())
+    out = dict(n_fields=len(d.images), n_measured=int(ok.sum()),
+               notes=[f'{i}: {x}' for i, x in zip(t.image_id, t.note) if x], median=t.loc[ok, list(MEASURES)].median().to_dict())
     if not ref or not ok.any(): return out | dict(distance=np.nan, n_main=len(ref or []))
     main = pd.DataFrame(ref)
-    return out | dict(n_main=len(main), distance=stain_distance(t[ok], main), shift=stain_shift(t[ok], main).to_dict(), main=main.median().to_dict())
+    return out | dict(n_main=len(main), distance=stain_distance(t[ok], main), shift=stain_shift(t[ok], main).to_dict(),
+                      main=main.median().to_dict())
 
 # %% ../nbs/051_judge.ipynb #c019
 _SHORT = re.compile(r'(.+?)_(low|high)_(truth|expert|blast_percent)$')
@@ -115,7 +124,8 @@ def patient_table_of(d:CenterData, settings=CountSettings())->tuple:  # patient 
     "Summarize the patients of a center: plain and corrected ratio, probabilities of the diagnoses, percentages read as people type them"
     p, said = d.patients, []
     if 'expert_blast_percent' in p:
-        x, said = blast_percents(pd.Series(p.expert_blast_percent.to_numpy(object), index=p.patient_id)); p = p.assign(expert_blast_percent=x.to_numpy())
+        x, said = blast_percents(pd.Series(p.expert_blast_percent.to_numpy(object), index=p.patient_id))
+        p = p.assign(expert_blast_percent=x.to_numpy())
     t = patient_table(d.cells, p, d.expert if len(d.expert) else None, settings); v, c = correction_of(d.frozen)
     if v is not None:
         new = correct_ratios(count_fields(d.cells, settings), v, c, patient_ids=t.patient_id)
@@ -128,15 +138,19 @@ def method_ratios(d:CenterData, table, settings=CountSettings())->dict:  # metho
     "Give every method's ratio of every patient"
     c, base, rows = d.cells[countable(d.cells, settings)], d.frozen.get('baselines'), table.patient_id
     def column(*names): return table[list(names)].set_axis(['ratio', 'low', 'high'][:len(names)], axis=1).astype(float)
-    def counted(cells): t = patient_table(cells, table[['patient_id', 'center']], None, settings); return t[['cblc_ratio', 'cblc_low', 'cblc_high']].set_axis(['ratio', 'low', 'high'], axis=1).set_index(table.index)
+    def counted(cells):
+        t = patient_table(cells, table[['patient_id', 'center']], None, settings)
+        return t[['cblc_ratio', 'cblc_low', 'cblc_high']].set_axis(['ratio', 'low', 'high'], axis=1).set_index(table.index)
     out = dict(model=column('cblc_ratio', 'cblc_low', 'cblc_high'))
     if 'corrected_ratio' in table: out['corrected'] = column('corrected_ratio', 'corrected_low', 'corrected_high')
     out |= {name: counted(as_opinion(d.cells, name)) for name in opinions(d.cells)}
     if base:
         out['majority'] = pd.DataFrame(dict(ratio=float(base['majority'])), index=table.index).where(table.n_cells.to_frame('ratio') > 0)
-        if 'nc_ratio' in c: out['nc_ratio'] = pd.DataFrame(dict(ratio=(c.nc_ratio >= base['nc_threshold']).groupby(c.patient_id).mean().reindex(rows).to_numpy(float)), index=table.index)
+        if 'nc_ratio' in c:
+            out['nc_ratio'] = pd.DataFrame(dict(ratio=(c.nc_ratio >= base['nc_threshold']).groupby(c.patient_id).mean().reindex(rows).to_numpy(float)), index=table.index)
     if table.expert_ratio.notna().any(): out['experts\' cells'] = column('expert_ratio')
-    if 'expert_blast_percent' in table and table.expert_blast_percent.notna().any(): out['blasts in the file'] = column('expert_blast_percent')/100
+    if 'expert_blast_percent' in table and table.expert_blast_percent.notna().any():
+        out['blasts in the file'] = column('expert_blast_percent')/100
     return out
 
 def score_method(table, ratio,    # a frame of `method_ratios`
@@ -144,18 +158,25 @@ def score_method(table, ratio,    # a frame of `method_ratios`
                 )->dict:
     "Judge one method's ratios of the patients"
     d = table.assign(cblc_ratio=ratio.ratio); dx = d.diagnosis if 'diagnosis' in d else pd.Series(pd.NA, d.index, dtype='string')
-    row = center_scores(d.assign(diagnosis=dx)).loc['all']; known = known_ratio(table); out = {k: v for k, v in _tidy(row).items() if not re.search('ppv|npv|10 %|blast_percent|expert', k)}
-    y = table[known].astype(float) if known else pd.Series(np.nan, table.index); ok = y.notna() & ratio.ratio.notna(); err = 100*(ratio.ratio - y)[ok].abs(); half = 1.96*err.std()/np.sqrt(max(len(err), 1))
-    out |= dict(mae=err.mean(), mae_low=max(err.mean() - half, 0) if half == half else np.nan, mae_high=err.mean() + half, n_known=int(ok.sum()))
+    row = center_scores(d.assign(diagnosis=dx)).loc['all']; known = known_ratio(table)
+    out = {k: v for k, v in _tidy(row).items() if not re.search('ppv|npv|10 %|blast_percent|expert', k)}
+    y = table[known].astype(float) if known else pd.Series(np.nan, table.index); ok = y.notna() & ratio.ratio.notna()
+    err = 100*(ratio.ratio - y)[ok].abs(); half = 1.96*err.std()/np.sqrt(max(len(err), 1))
+    out |= dict(mae=err.mean(), mae_low=max(err.mean() - half, 0) if half == half else np.nan, mae_high=err.mean() + half,
+                n_known=int(ok.sum()))
     hit = int(((ratio.low <= y) & (y <= ratio.high))[ok].sum()) if 'low' in ratio else 0
-    out |= dict(zip(('covered', 'covered_low', 'covered_high'), cblc_ratio(hit, int(ok.sum())) if 'low' in ratio else (np.nan,)*3)); both = dx.notna() & ratio.ratio.notna()
-    if model is not None: both &= model.ratio.notna(); out['p_against_model'] = compare_auc(dx[both] == 'AML', ratio.ratio[both], model.ratio[both])['p']
+    out |= dict(zip(('covered', 'covered_low', 'covered_high'), cblc_ratio(hit, int(ok.sum())) if 'low' in ratio else (np.nan,)*3))
+    both = dx.notna() & ratio.ratio.notna()
+    if model is not None:
+        both &= model.ratio.notna()
+        out['p_against_model'] = compare_auc(dx[both] == 'AML', ratio.ratio[both], model.ratio[both])['p']
     return out
 
 # %% ../nbs/051_judge.ipynb #c024
 def subgroups(d:CenterData, table, n_boot=100, seed=0, settings=CountSettings(), vocabulary=VOCABULARY)->list:  # a dict a group
     "Judge cells and ratios in groups of patients"
-    c = d.cells[countable(d.cells, settings)]; known = known_ratio(table); skip = {'patient_id', 'center', 'diagnosis', 'band', 'call', 'expert_blast_percent'}
+    c = d.cells[countable(d.cells, settings)]; known = known_ratio(table)
+    skip = {'patient_id', 'center', 'diagnosis', 'band', 'call', 'expert_blast_percent'}
     few = [k for k in d.patients if k not in skip and not pd.api.types.is_numeric_dtype(d.patients[k]) and 1 < d.patients[k].nunique() <= 8]
     by = {k: table[k].astype(object) for k in [*(['diagnosis'] if 'diagnosis' in table else []), *few]} | {'cells counted': pd.Series(np.where(table.n_cells < settings.few_cells, f'under {settings.few_cells}', f'{settings.few_cells} and more'), table.index)}
     out = []
@@ -176,23 +197,32 @@ def _patients_to_mind(table):
 
 def _said(d, table, quality, typed):
     "List what a reader of this center should mind"
-    out, dx = [*d.problems, *typed], table.diagnosis.dropna() if 'diagnosis' in table else pd.Series(dtype=object); n_aml = int((dx == 'AML').sum())
+    out, dx = [*d.problems, *typed], table.diagnosis.dropna() if 'diagnosis' in table else pd.Series(dtype=object)
+    n_aml = int((dx == 'AML').sum())
     if d.role == 'main': out.append('this is a main center: what follows is no external validation')
     if len(dx) and not 0 < n_aml < len(dx): out.append(f'one kind of diagnosis only ({n_aml} AML of {len(dx)}), so the AUC is not defined')
     if not len(dx): out.append('no diagnoses are given, so nothing is said about AML')
     if not d.frozen.get('baselines'): out.append('the bundle holds no frozen naive baselines, so they are not in the table')
-    if d.frozen.get('threshold') is None: out.append('the bundle holds no frozen patient threshold, so there is no sensitivity and specificity of AML at one')
-    if not d.frozen.get('validation'): out.append('the bundle holds no frozen validation, so ratios are not corrected for the classifier\'s errors')
+    if d.frozen.get('threshold') is None:
+        out.append('the bundle holds no frozen patient threshold, so there is no sensitivity and specificity of AML at one')
+    if not d.frozen.get('validation'):
+        out.append('the bundle holds no frozen validation, so ratios are not corrected for the classifier\'s errors')
     if not len(d.expert): out.append('no expert cells are given, so cells and contours cannot be scored')
-    if quality.get('distance', 0) > 3: far = sorted(((abs(x), k) for k, x in quality['shift'].items() if x == x), reverse=True)[:3]; out.append(f'the pictures are {quality["distance"]:.1f} steps from the main cohort\'s, most in {", ".join(k for _, k in far)}')
+    if quality.get('distance', 0) > 3:
+        far = sorted(((abs(x), k) for k, x in quality['shift'].items() if x == x), reverse=True)[:3]
+        out.append(f'the pictures are {quality["distance"]:.1f} steps from the main cohort\'s, most in {", ".join(k for _, k in far)}')
     return [*out, *d.frozen.get('not_frozen', []), *_patients_to_mind(table)]
 
 def judge_patients(d:CenterData, table, settings=CountSettings())->tuple:  # figures of the model; method -> figures; figures of the diagnosis
     "Judge the patients: AML against the rest, agreement, every method, and the probability of AML"
-    t = table if 'diagnosis' in table else table.assign(diagnosis=pd.Series(pd.NA, table.index, dtype='string')); frozen = threshold_of(d.frozen)
-    model = patient_scores(table, d.frozen.get('threshold')) | _tidy(center_scores(t, frozen, internal=d.role == 'internal').loc['all']); ratios = method_ratios(d, table, settings)
+    t = table if 'diagnosis' in table else table.assign(diagnosis=pd.Series(pd.NA, table.index, dtype='string'))
+    frozen = threshold_of(d.frozen)
+    model = patient_scores(table, d.frozen.get('threshold')) | _tidy(center_scores(t, frozen, internal=d.role == 'internal').loc['all'])
+    ratios = method_ratios(d, table, settings)
     methods = {k: score_method(table, r, ratios['model'] if k != 'model' else None) for k, r in ratios.items()}; k = t[t.diagnosis.notna()]
-    dx = dict(calibration=calibration(k.diagnosis == 'AML', k.p_AML), confusion=confusion(k.diagnosis, k.call).to_dict('index'), auc=auc_delong((k.diagnosis == 'AML')[k.p_AML.notna()], k.p_AML.dropna())) if 'p_AML' in t else {}
+    dx = dict(calibration=calibration(k.diagnosis == 'AML', k.p_AML),
+              confusion=confusion(k.diagnosis, k.call).to_dict('index'),
+              auc=auc_delong((k.diagnosis == 'AML')[k.p_AML.notna()], k.p_AML.dropna())) if 'p_AML' in t else {}
     return model, methods, dx
 
 # %% ../nbs/051_judge.ipynb #c029
@@ -206,9 +236,12 @@ def evaluate_center(d:CenterData, n_boot=300, seed=0, settings=CountSettings(), 
                    )->tuple:                    # dict for center.json, patient table
     "Judge a center: flow, counts, pictures, contours, cells, patients, subgroups, and what to mind"
     if d.role != 'internal': refuse_tuned(d.frozen, {d.center, *d.patients.center.astype(str)})
-    if 'code' not in d.cells: d = CenterData(**{**vars(d), 'cells': d.cells.assign(code=pd.Series(pd.NA, index=d.cells.index, dtype='string'))})
-    table, typed = patient_table_of(d, settings); c = d.cells[countable(d.cells, settings)]; named = d.expert[d.expert.code.notna()] if len(d.expert) else d.expert
-    quality = image_quality(d, stain_fields) if stain_fields and len(d.images) else {}; patients, methods, dx = judge_patients(d, table, settings)
+    if 'code' not in d.cells:
+        d = CenterData(**{**vars(d), 'cells': d.cells.assign(code=pd.Series(pd.NA, index=d.cells.index, dtype='string'))})
+    table, typed = patient_table_of(d, settings); c = d.cells[countable(d.cells, settings)]
+    named = d.expert[d.expert.code.notna()] if len(d.expert) else d.expert
+    quality = image_quality(d, stain_fields) if stain_fields and len(d.images) else {}
+    patients, methods, dx = judge_patients(d, table, settings)
     return dict(center=d.center, role=d.role, n_patients=len(d.patients), n_images=len(d.images), n_expert=len(d.expert), n_cells=len(d.cells), n_counted=len(c),
                 flow=cohort_flow(d, settings, vocabulary).to_dict('records'), codes=named.code.value_counts().sort_index().to_dict() if len(named) else {},
                 categories=count_cells(d.cells, settings=settings, vocabulary=vocabulary).to_dict(), quality=quality, detection=detection(d, vocabulary),

@@ -10,7 +10,8 @@ __all__ = ['MEASURES', 'LeafLoss', 'MixCells', 'border_share', 'spread', 'Border
 import warnings
 
 # %% ../nbs/02e_learning.ipynb #c003
-warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning) # fastai's import sets it off; it is of no use to the user
+# fastai's import sets it off; it is of no use to the user
+warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning)
 warnings.filterwarnings('ignore', message='IProgress not found.*')
 
 # %% ../nbs/02e_learning.ipynb #c004
@@ -86,10 +87,12 @@ class BorderPenalty(Callback):
 # %% ../nbs/02e_learning.ipynb #c023
 MEASURES = ('area', 'perimeter', 'circularity', 'entropy')
 
-def _border(crop): return np.concatenate([crop[:2].reshape(-1, 3), crop[-2:].reshape(-1, 3), crop[:, :2].reshape(-1, 3), crop[:, -2:].reshape(-1, 3)]).astype(np.float32)
+def _border(crop):
+    return np.concatenate([crop[:2].reshape(-1, 3), crop[-2:].reshape(-1, 3), crop[:, :2].reshape(-1, 3), crop[:, -2:].reshape(-1, 3)]).astype(np.float32)
 
 def _measure(crop): # S x S x 3 uint8 -> the MEASURES of its cell; zeros where there is none
-    ring = _border(crop); ground = np.median(ring, 0); far = np.linalg.norm(cv2.GaussianBlur(crop, (3, 3), 0).astype(np.float32) - ground, axis=2)
+    ring = _border(crop); ground = np.median(ring, 0)
+    far = np.linalg.norm(cv2.GaussianBlur(crop, (3, 3), 0).astype(np.float32) - ground, axis=2)
     mask = (far > 10 + 3*np.median(np.linalg.norm(ring - ground, axis=1))).astype(np.uint8)
     pieces = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
     c = max(pieces, key=cv2.contourArea, default=None)
@@ -150,7 +153,8 @@ class AverageWeights(Callback):
     def after_step(self):
         self.steps += 1; now = self._floats()
         torch._foreach_lerp_([self.average[k] for k in now], list(now.values()), 1 - min(self.decay, (1 + self.steps)/(10 + self.steps)))
-    def before_validate(self): self.raw = {k: v.clone() for k, v in self._floats().items()}; self.learn.model.load_state_dict(self.average, strict=False)
+    def before_validate(self):
+        self.raw = {k: v.clone() for k, v in self._floats().items()}; self.learn.model.load_state_dict(self.average, strict=False)
     def after_validate(self): self.learn.model.load_state_dict(self.raw, strict=False)
     def state(self): return self.average | {'#steps': torch.tensor(self.steps)}   # what a checkpoint keeps of it
     def restore(self, s): self.steps = int(s.pop('#steps')); self.average = s

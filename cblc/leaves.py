@@ -70,7 +70,8 @@ def allowed_leaves(labels, # n labels: a code, terms joined by '|', or missing
     for label in labels.dropna().unique():
         row = rows[label] = np.zeros(len(leaves.names), bool)
         for term in ([] if str(label) == '' else [str(label)] if vocabulary is None else str(label).split('|')):
-            if term not in terms: raise ValueError(f"label {label!r}: {term!r} is not known here ({' '.join(terms)}); correct it, or bring your own vocabulary")
+            if term not in terms:
+                raise ValueError(f"label {label!r}: {term!r} is not known here ({' '.join(terms)}); correct it, or bring your own vocabulary")
             row[terms[term]] = True
     for i, label in enumerate(labels):
         if label in rows: out[i] = rows[label]
@@ -195,7 +196,8 @@ def fold_cells(allowed, # n x leaves, bool
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
     ids = None if patient_ids is None else pd.Series(patient_ids, dtype=object)
     known = ids is not None and not ids.isna().any() and ids.nunique() > 1
-    if known and ids.nunique() < k: raise ValueError(f'folds={k}: only {ids.nunique()} patients; give as many patients as folds, or fewer folds')
+    if known and ids.nunique() < k:
+        raise ValueError(f'folds={k}: only {ids.nunique()} patients; give as many patients as folds, or fewer folds')
     y = allowed.argmax(1)
     if len(y) == 0 or np.bincount(y).max() < k: raise ValueError(f'folds={k}: no label has as many cells; give more cells, or fewer folds')
     groups = ids.astype(str).to_numpy() if known else None

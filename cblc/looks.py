@@ -57,8 +57,10 @@ class ErrorMeter:
         else: keys, inverse = np.stack([cells, pairs]), None
         self.runs += keys.shape[1]; kept = [None]*(-(-keys.shape[1]//self.batch))
         for b in range(len(kept)):
-            s = slice(b*self.batch, (b+1)*self.batch); i, k = keys[:, s]; parts = np.empty((len(i), self.net.n_classes+1 if inverse is not None else 1), np.float32)
-            halving(lambda q: parts.__setitem__(q, self._errors(i[q], k[q], None if inverse is not None else classes[s][q])), len(i)); kept[b] = parts
+            s = slice(b*self.batch, (b+1)*self.batch); i, k = keys[:, s]
+            parts = np.empty((len(i), self.net.n_classes+1 if inverse is not None else 1), np.float32)
+            halving(lambda q: parts.__setitem__(q, self._errors(i[q], k[q], None if inverse is not None else classes[s][q])), len(i))
+            kept[b] = parts
         e = np.concatenate(kept); return e[inverse.ravel(), classes] if inverse is not None else e[:, 0]
 
     def _errors(self, i, k, classes): # n x 1, or n x classes+1 with all heads
@@ -75,7 +77,9 @@ def _soft(grey, r): # mean over a square of 2r+1 pixels
     return uniform_filter(grey, (0, 2*r+1, 2*r+1), mode='nearest')
 
 def _ring_look(x, unit): # n x 30: crops -1 to 1, pixels a step of scale
-    n, S = x.shape[:2]; d = np.linspace(-1, 1, S); r = np.hypot(d[:, None], d).ravel(); w = np.stack([(r >= a) & (r < b) for a, b in zip(RINGS, RINGS[1:])]).astype(np.float32); w /= w.sum(1, keepdims=True)
+    n, S = x.shape[:2]; d = np.linspace(-1, 1, S); r = np.hypot(d[:, None], d).ravel()
+    w = np.stack([(r >= a) & (r < b) for a, b in zip(RINGS, RINGS[1:])]).astype(np.float32)
+    w /= w.sum(1, keepdims=True)
     flat, grey = x.reshape(n, S*S, 3), x.mean(3); m = w@flat
     fine = np.stack([(_soft(grey, k*unit) - _soft(grey, 2*k*unit)).reshape(n, S*S)**2@w.T for k in (1, 2, 4, 8)], 1)
     return np.concatenate([v.reshape(n, np.prod(v.shape[1:])) for v in (m, .5*np.log((w@flat**2 - m**2).clip(1e-4)), .5*np.log(fine.clip(1e-6)))], 1)
@@ -87,17 +91,24 @@ def _threshold(v): # Otsu's, between two kinds of values
 def _parts(dye, ground): # n x S*S each: the cell, its nucleus and the rest of it; a crop without one of them is taken whole
     n = len(dye); dye, cell = dye.reshape(n, -1), ~ground.reshape(n, -1); cell |= cell.sum(1, keepdims=True) < 50
     core = cell & (dye > np.array([_threshold(v[c]) for v, c in zip(dye, cell)]).reshape(n, 1)); rest = cell & ~core
-    core, rest = (np.where(m.sum(1, keepdims=True) < 10, cell, m) for m in (core, rest)); return [m.astype(np.float32) for m in (cell, core, rest)]
+    core, rest = (np.where(m.sum(1, keepdims=True) < 10, cell, m) for m in (core, rest))
+    return [m.astype(np.float32) for m in (cell, core, rest)]
 
 def _nuclear_look(od, dye, ground, unit): # n x 26: optical density n x S x S x 3
-    n, S = dye.shape[:2]; cell, core, rest = _parts(dye, ground); yx = np.stack(np.mgrid[:S, :S]).reshape(2, -1).T/(S/2) - 1; of = lambda m, v: (m[:, None]@v)[:, 0]/m.sum(1, keepdims=True) # mean over a part
+    n, S = dye.shape[:2]; cell, core, rest = _parts(dye, ground)
+    yx = np.stack(np.mgrid[:S, :S]).reshape(2, -1).T/(S/2) - 1
+    of = lambda m, v: (m[:, None]@v)[:, 0]/m.sum(1, keepdims=True) # mean over a part
     flat, form, means = od.reshape(n, S*S, 3), [], []
     for m in (core, rest): means += [of(m, flat), .5*np.log((of(m, flat**2) - of(m, flat)**2).clip(1e-4))]
     for m in (core, cell): # how long, and how much larger than an ellipse of its area would be
-        c = of(m, yx); q = of(m, np.concatenate([yx**2, yx[:, :1]*yx[:, 1:]], 1)); a, b, ab = q[:, 0] - c[:, 0]**2, q[:, 1] - c[:, 1]**2, q[:, 2] - c[:, 0]*c[:, 1]
-        gap = np.sqrt((a-b)**2/4 + ab**2); big, small = (a+b)/2 + gap, ((a+b)/2 - gap).clip(0); form += [.5*np.log((big + 1e-4)/(small + 1e-4)), np.log(4*np.pi*np.sqrt((big + 1e-6)*(small + 1e-6))/(m.sum(1)*4/S**2))]
+        c = of(m, yx); q = of(m, np.concatenate([yx**2, yx[:, :1]*yx[:, 1:]], 1))
+        a, b, ab = q[:, 0] - c[:, 0]**2, q[:, 1] - c[:, 1]**2, q[:, 2] - c[:, 0]*c[:, 1]
+        gap = np.sqrt((a-b)**2/4 + ab**2); big, small = (a+b)/2 + gap, ((a+b)/2 - gap).clip(0)
+        form += [.5*np.log((big + 1e-4)/(small + 1e-4)), np.log(4*np.pi*np.sqrt((big + 1e-6)*(small + 1e-6))/(m.sum(1)*4/S**2))]
     soft = [dye, *(_soft(dye, k*unit) for k in (1, 2, 4))]; fine = [((a-b)**2).reshape(n, S*S, 1) for a, b in zip(soft, soft[1:])]
-    size = [np.log(cell.mean(1)), np.log(core.sum(1)/cell.sum(1)), np.log(of(core, dye.reshape(n, -1, 1))[:, 0]/(of(rest, dye.reshape(n, -1, 1))[:, 0] + .02).clip(.02)), np.linalg.norm(of(core, yx) - of(cell, yx), axis=1)]
+    size = [np.log(cell.mean(1)), np.log(core.sum(1)/cell.sum(1)),
+            np.log(of(core, dye.reshape(n, -1, 1))[:, 0]/(of(rest, dye.reshape(n, -1, 1))[:, 0] + .02).clip(.02)),
+            np.linalg.norm(of(core, yx) - of(cell, yx), axis=1)]
     return np.concatenate([np.stack(size + form, 1), *means, *(.5*np.log(of(m, f).clip(1e-6)) for f in fine for m in (core, rest))], 1)
 
 def cell_look(crops, # n x S x S x 3 uint8, of cells on `ground`
@@ -106,7 +117,8 @@ def cell_look(crops, # n x S x S x 3 uint8, of cells on `ground`
     "Describe crops by numbers: colour and contrast in three rings, and of nucleus and cytoplasm their sizes, forms, colours and contrasts"
     out = [np.zeros((0, 56), np.float32)]
     for k in batches(len(crops), 256):
-        c = np.asarray(crops[k], np.float32); od = -np.log((c + 1)/256); dye, unit = od[..., :2].mean(3), max(1, c.shape[1]//64)                 # a nucleus takes red and green away
+        c = np.asarray(crops[k], np.float32); od = -np.log((c + 1)/256)
+        dye, unit = od[..., :2].mean(3), max(1, c.shape[1]//64) # a nucleus takes red and green away
         out.append(np.concatenate([_ring_look(c/127.5 - 1, unit), _nuclear_look(od, dye, (np.abs(c - ground) <= 10).all(3), unit)], 1, dtype=np.float32))
     return np.concatenate(out)
 
@@ -127,9 +139,12 @@ class Normals:
     @classmethod
     def fit(cls, features, truth, n_classes)->'Normals': # n x F, n class indices
         "Learn it; the scatter of each class is mixed with that of all as if the latter had been seen in F cells (Friedman 1989)"
-        center, unit = features.mean(0), features.std(0).clip(1e-6); f = (features - center)/unit; F = f.shape[1]; of = [f[truth == c] for c in range(n_classes)]
-        means = np.stack([v.mean(0) if len(v) else np.zeros(F) for v in of]); common = LedoitWolf(assume_centered=True).fit(f - means[truth]).covariance_
-        own = [((v - m).T@(v - m) + F*common)/(len(v) + F) if len(v) else np.eye(F) for v, m in zip(of, means)] # a class without a cell is like all cells
+        center, unit = features.mean(0), features.std(0).clip(1e-6); f = (features - center)/unit; F = f.shape[1]
+        of = [f[truth == c] for c in range(n_classes)]
+        means = np.stack([v.mean(0) if len(v) else np.zeros(F) for v in of])
+        common = LedoitWolf(assume_centered=True).fit(f - means[truth]).covariance_
+        # a class without a cell is like all cells
+        own = [((v - m).T@(v - m) + F*common)/(len(v) + F) if len(v) else np.eye(F) for v, m in zip(of, means)]
         return cls(center, unit, means, np.stack([np.linalg.cholesky(np.linalg.inv(c)) for c in own]))
     def unlikely(self, features)->np.ndarray: # n x classes
         "Measure the negative log density, less a constant"
@@ -150,7 +165,8 @@ class Profile:
     def fit(cls, pairs, look, truth, valid_look, valid_errors, valid_truth)->'Profile': # errors n x classes+1 x P
         "Learn the look from training cells, the errors from validation cells, which the network was not taught"
         C = valid_errors.shape[1]-1; own = np.log(np.maximum(valid_errors[:, -1], 1e-9))
-        p = cls(np.asarray(pairs), np.stack([own.mean(0), own.std(0).clip(1e-9)]), Normals.fit(look, truth, C), Normals.fit(error_profile(valid_errors), valid_truth, C), np.array([0., 1.]))
+        p = cls(np.asarray(pairs), np.stack([own.mean(0), own.std(0).clip(1e-9)]), Normals.fit(look, truth, C),
+                Normals.fit(error_profile(valid_errors), valid_truth, C), np.array([0., 1.]))
         d = p.distance(valid_look, valid_errors); return replace(p, limit=np.array([np.quantile(d, .95), d.std().clip(1e-9)]))
     def distance(self, look, errors, kind='both')->np.ndarray: # n; of n x 56 and n x classes+1 x P
         "Measure the negative log density under the nearest class, of 'both' descriptions, the 'look' or the 'errors'; or 'null'"

@@ -28,7 +28,8 @@ def clean_polygons(
     geoms = np.empty(len(found), dtype=object)
     geoms[:] = list(found)
     real = shapely.is_geometry(geoms)
-    if not real.all(): raise ValueError(f'row {np.argmin(real)}: contour is {geoms[np.argmin(real)]!r}, not a shapely polygon; drop the row or read the file again')
+    if not real.all():
+        raise ValueError(f'row {np.argmin(real)}: contour is {geoms[np.argmin(real)]!r}, not a shapely polygon; drop the row or read the file again')
     for k in np.flatnonzero(~shapely.is_valid(geoms) | (shapely.get_type_id(geoms) != 3)):
         geoms[k] = _largest(shapely.make_valid(geoms[k]))
     for k in np.flatnonzero(shapely.get_num_interior_rings(geoms) > 0): geoms[k] = shapely.Polygon(geoms[k].exterior)
@@ -189,7 +190,8 @@ def plot_match(
         for g, k in zip(clean_polygons(cells), kind):
             ax.plot(*np.asarray(g.exterior.coords).T, style, color=COLOURS[k], lw=2.2 if k == lonely else 1.3)
         for k in ('matched', lonely, 'ignored'):
-            if (n := int((kind == k).sum())): ax.plot([], [], style, color=COLOURS[k], label=f'{"expert" if style == "-" else "predicted"}, {k} ({n})')
+            if (n := int((kind == k).sum())):
+                ax.plot([], [], style, color=COLOURS[k], label=f'{"expert" if style == "-" else "predicted"}, {k} ({n})')
     ax.set(aspect='equal', xticks=[], yticks=[])
     if image is not None: ax.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0))
     elif not ax.yaxis_inverted(): ax.invert_yaxis()
@@ -231,7 +233,8 @@ def _scores_of(predicted):
     "Return the scores of a predicted cells table, or raise"
     if 'score' not in predicted: raise ValueError('predicted cells: no column `score`; average precision ranks by it')
     score = predicted['score'].to_numpy(dtype=float)
-    if np.isnan(score).any(): raise ValueError(f'predicted cells, row {np.isnan(score).argmax()}: score is missing; average precision ranks by it')
+    if np.isnan(score).any():
+        raise ValueError(f'predicted cells, row {np.isnan(score).argmax()}: score is missing; average precision ranks by it')
     return score
 
 # %% ../nbs/02_matching.ipynb #c042

@@ -121,7 +121,8 @@ def feature_layer(body, # a timm model
                  )->nn.Module: # ValueError where the model has no such maps
     "Find the last layer whose map is fine enough to tell border from middle"
     fine = [i['module'] for i in getattr(body, 'feature_info', []) if size//i['reduction'] >= least]
-    if not fine or hasattr(body, 'num_prefix_tokens'): raise ValueError(f'{type(body).__name__} at {size} px has no feature map of {least} x {least}; switch the border penalty off, or give a convolutional arch or a larger size')
+    if not fine or hasattr(body, 'num_prefix_tokens'):
+        raise ValueError(f'{type(body).__name__} at {size} px has no feature map of {least} x {least}; switch the border penalty off, or give a convolutional arch or a larger size')
     return dict(body.named_modules())[fine[-1]]
 
 def attention_map(features # n x C x h x w

@@ -31,7 +31,8 @@ class CountSettings:
     few_cells: int = 200            # below this a count is called small (500 is the convention, 200 the least)
     def __post_init__(self):
         if not 0 < self.level < 1: raise ValueError(f'level {self.level} of an interval is not between 0 and 1: use 0.95')
-        if self.assumed_deff < 1: raise ValueError(f'assumed_deff {self.assumed_deff} is below 1: fields never tell more than independent cells; use 1 or more')
+        if self.assumed_deff < 1:
+            raise ValueError(f'assumed_deff {self.assumed_deff} is below 1: fields never tell more than independent cells; use 1 or more')
 
 # %% ../nbs/04_patient.ipynb #c008
 THRESHOLDS = (.05, .10, .20)                               # of the clinical bands
@@ -45,7 +46,8 @@ CATEGORY_COLORS = dict(N='#d7191c', N1='#f26419', N2='#f6a01a', N3='#cda400', N4
                        R='#1a237e', R1='#1e63c4', R2='#2196c9', R3='#6cc5dd', E='#8d5524', L='#6a3fb0', other='#6f6f6f')
 
 # %% ../nbs/04_patient.ipynb #c011
-_MARROW = dict(N1=3, N2=12, N3=12, N4=15, N5=20, E=3, M2=2, R1=2, R2=14, R3=7, L=10, P=1)    # percent, healthy adult, textbook orders of magnitude
+# percent, healthy adult, textbook orders of magnitude
+_MARROW = dict(N1=3, N2=12, N3=12, N4=15, N5=20, E=3, M2=2, R1=2, R2=14, R3=7, L=10, P=1)
 def _truth(theta, n, field, icc, rng):
     "Draw a code a cell, with the CBLC share of each field beta-distributed around `theta`"
     k = (1 - icc)/icc if icc > 0 else None
@@ -55,7 +57,8 @@ def _truth(theta, n, field, icc, rng):
     return np.where(rng.random(n) < share[field], rng.choice(['N', 'N', 'N', 'N1', 'R1'], n), rng.choice(list(calm), n, p=w/w.sum()))
 
 # %% ../nbs/04_patient.ipynb #c012
-def _blast_like(codes, vocabulary=VOCABULARY): return np.asarray(vocabulary.is_cblc(codes).fillna(False), bool) if len(codes) else np.zeros(0, bool)
+def _blast_like(codes, vocabulary=VOCABULARY):
+    return np.asarray(vocabulary.is_cblc(codes).fillna(False), bool) if len(codes) else np.zeros(0, bool)
 
 def toy_cells(ratio=.15,            # the patient's true CBLC ratio, 0-1
               n=500,                # cells
@@ -81,7 +84,8 @@ def toy_cells(ratio=.15,            # the patient's true CBLC ratio, 0-1
 # %% ../nbs/04_patient.ipynb #c016
 def _need(cells, cols, what):
     miss = [c for c in cols if c not in cells]
-    if miss: raise ValueError(f'the cells table for {what} has no column {", ".join(miss)}: classify the cells first (or `from_codes` for expert cells)')
+    if miss:
+        raise ValueError(f'the cells table for {what} has no column {", ".join(miss)}: classify the cells first (or `from_codes` for expert cells)')
 
 def from_codes(cells,                 # cells table with `code`
                vocabulary=VOCABULARY
@@ -103,7 +107,8 @@ def countable(cells, settings=CountSettings())->pd.Series:  # True where a cell 
 def settle_artefacts(cells, settings=CountSettings(), vocabulary=VOCABULARY)->pd.DataFrame:
     "Give a detection that is more likely a cell than not its likeliest category, though `artefact` was the largest single one"
     if 'p_artefact' not in cells: return cells
-    odd = ((cells.category == 'artefact') & (cells.p_artefact < settings.artefact)).to_numpy(bool); cols = [f'p_{c}' for c in vocabulary.categories]
+    odd = ((cells.category == 'artefact') & (cells.p_artefact < settings.artefact)).to_numpy(bool)
+    cols = [f'p_{c}' for c in vocabulary.categories]
     best = np.array(vocabulary.categories, object)[cells[cols].to_numpy(float).argmax(1)] if len(cells) else []
     return cells.assign(category=np.where(odd, best, cells.category.astype(object)))
 
@@ -228,7 +233,8 @@ def _warnings(c, s, n_fields, settings):
     "List what a reader of the count should stop at"
     n, pct, out = len(c), lambda x: f'{100*x:.1f} %', []
     if n == 0: return ['no nucleated cell was counted, so there is no ratio']
-    if n < settings.few_cells: out.append(f'only {n} cells were counted: 500 is the convention, {settings.few_cells} the least; take more fields')
+    if n < settings.few_cells:
+        out.append(f'only {n} cells were counted: 500 is the convention, {settings.few_cells} the least; take more fields')
     if n_fields < settings.few_fields:
         out.append(f'only {n_fields} field{"s" * (n_fields > 1)}: clustering cannot be measured, so the interval assumes a design effect of at least {settings.assumed_deff}')
     if x := crossed(s['cblc_interval']):
@@ -249,7 +255,8 @@ def summarize_patient(cells,                     # classified cells table of one
                      )->dict:                    # the keys of `summary.json`
     "Summarize a patient: ratio, interval, band, what stands beside it, and warnings"
     ids = cells.patient_id.dropna().unique() if 'patient_id' in cells else []
-    if patient_id is None and len(ids) != 1: raise ValueError(f'{len(ids)} patients in the cells table: pass one patient, or its patient_id')
+    if patient_id is None and len(ids) != 1:
+        raise ValueError(f'{len(ids)} patients in the cells table: pass one patient, or its patient_id')
     if patient_id is not None and len(ids): cells = cells[cells.patient_id == patient_id]
     c = cells[countable(cells, settings)]
     ratio, low, high = cblc_interval(cells, settings=settings)
@@ -275,7 +282,8 @@ def count_fields(cells,                       # classified cells table of any nu
                 )->pd.DataFrame:              # one row a patient and field with a counted cell: patient_id, center, image_id, n, n_cblc, p (sum of p_cblc), doubt, who
     "Count cells, CBLC and WHO blasts field by field"
     _need(cells, ['patient_id'], 'counting by patient')
-    c = cells[countable(cells, settings)]; _one_center(c); y = c.cblc.to_numpy(bool).astype(float); p = c.p_cblc.to_numpy(float) if 'p_cblc' in c else y
+    c = cells[countable(cells, settings)]; _one_center(c); y = c.cblc.to_numpy(bool).astype(float)
+    p = c.p_cblc.to_numpy(float) if 'p_cblc' in c else y
     i, ids = pd.factorize(c.patient_id); f, names = pd.factorize(c.image_id) if 'image_id' in c else (np.zeros(len(c), int), ['field'])
     key, first, j = np.unique(i*max(len(names), 1) + f, return_index=True, return_inverse=True)
     total = lambda w: np.bincount(j, w, len(key))
@@ -289,7 +297,8 @@ def _by_patient(fields, ids):
     "Sum fields up to patients in the order of `ids`; the squares between fields too"
     g = fields.groupby('patient_id'); s = g[['n', 'n_cblc', 'doubt', 'who']].sum(); s['n_images'] = g.size()
     r = (s.n_cblc/s.n).reindex(fields.patient_id).to_numpy(float)
-    s['between'] = pd.Series((fields.n_cblc.to_numpy() - r*fields.n.to_numpy())**2, index=fields.patient_id.to_numpy(), dtype=float).groupby(level=0).sum()
+    s['between'] = pd.Series((fields.n_cblc.to_numpy() - r*fields.n.to_numpy())**2, index=fields.patient_id.to_numpy(),
+                             dtype=float).groupby(level=0).sum()
     return s.reindex(ids).fillna(0)
 
 def patient_table(cells,                    # classified cells table of any number of patients
@@ -306,7 +315,8 @@ def patient_table(cells,                    # classified cells table of any numb
     t['cblc_ratio'], t['who_blast_ratio'] = s.n_cblc/n, s.who/n
     t['band'] = np.where(some, np.array(BANDS, object)[np.searchsorted(THRESHOLDS, t.cblc_ratio.fillna(0), side='right')], 'no cells')
     t['n_review'] = cells.patient_id[review(cells, settings)].value_counts().reindex(t.patient_id, fill_value=0).to_numpy()
-    deff = _deff(s.n, s.n_cblc, s.n_images, s.between, s.doubt, settings); low, high = _exact(s.n_cblc/deff, np.where(some, s.n, 1)/deff, settings.level)
+    deff = _deff(s.n, s.n_cblc, s.n_images, s.between, s.doubt, settings)
+    low, high = _exact(s.n_cblc/deff, np.where(some, s.n, 1)/deff, settings.level)
     t['cblc_low'], t['cblc_high'] = np.where(some, low, np.nan), np.where(some, high, np.nan)
     t['crossed'] = sum(((t.cblc_low < x) & (x <= t.cblc_high)).astype(int) for x in THRESHOLDS)
     return t.join(_expert_ratio(expert, t.patient_id, settings)) if len(t) else t.assign(expert_ratio=[], n_expert=[])
@@ -328,7 +338,8 @@ def _rates(c):
     with np.errstate(divide='ignore', invalid='ignore'):
         tp, fp, fn, tn = np.moveaxis(c, -1, 0); sens, spec, n = tp/(tp + fn), tn/(tn + fp), tp + fp + fn + tn
         f1 = lambda a, b: np.where(2*a + b > 0, 2*a/(2*a + b), 0)          # a class without support has no weight below
-        return dict(weighted_f1=((tp + fn)*f1(tp, fp + fn) + (tn + fp)*f1(tn, fp + fn))/n, sensitivity=sens, specificity=spec, balanced_accuracy=(sens + spec)/2)
+        return dict(weighted_f1=((tp + fn)*f1(tp, fp + fn) + (tn + fp)*f1(tn, fp + fn))/n, sensitivity=sens,
+                    specificity=spec, balanced_accuracy=(sens + spec)/2)
 
 def _ece(b):
     "Compute the expected calibration error of bins `b`, ... x (n, sum of p, sum of truth) x bins"
@@ -347,9 +358,12 @@ def cell_scores(truth,               # n, is the cell CBLC
     "Score CBLC decisions cell by cell, with intervals bootstrapped over patients"
     t, p = np.asarray(truth, float), np.asarray(p, float)
     d = np.asarray(decision, float) if decision is not None else (p >= .5).astype(float)
-    if not len(t) and not len(p): return {f'{k}{e}': np.nan for k in METRICS for e in ('', '_low', '_high')} | dict(n=0, n_pos=0, n_patients=0)
-    if not len(t) == len(p) == len(d): raise ValueError(f'{len(t)} truths, {len(p)} scores and {len(d)} decisions do not belong together: pass aligned arrays')
-    if np.isnan(np.r_[t, p, d]).any(): raise ValueError('truth, score or decision has missing values: drop those cells first, and count them')
+    if not len(t) and not len(p):
+        return {f'{k}{e}': np.nan for k in METRICS for e in ('', '_low', '_high')} | dict(n=0, n_pos=0, n_patients=0)
+    if not len(t) == len(p) == len(d):
+        raise ValueError(f'{len(t)} truths, {len(p)} scores and {len(d)} decisions do not belong together: pass aligned arrays')
+    if np.isnan(np.r_[t, p, d]).any():
+        raise ValueError('truth, score or decision has missing values: drop those cells first, and count them')
     w = np.ones(len(t)) if weights is None else np.asarray(weights, float)
     j = pd.factorize(np.asarray(patient_ids))[0] if patient_ids is not None else np.zeros(len(t), int); m = j.max() + 1
     per = _per_patient(t, p, d, w, j, m, probability); u = pd.factorize(p, sort=True)[0]
@@ -392,8 +406,10 @@ def fit_baselines(cells,             # cells with `code` (expert) and `nc_ratio`
     c = _scored(cells, vocabulary); _main_only(c, main_centers, 'the naive baselines')
     t, x = _blast_like(c.code, vocabulary), c.nc_ratio.to_numpy(float)
     ok = ~np.isnan(x); cuts = np.unique(np.quantile(x[ok], np.linspace(0, 1, 201))) if ok.any() else np.array([np.nan])
-    f1 = [float(_rates(np.array([(t & d).sum(), (~t & d).sum(), (t & ~d).sum(), (~t & ~d).sum()], float))['weighted_f1']) for cut in cuts for d in [x >= cut]]
-    return dict(majority=bool(t.mean() >= .5), nc_threshold=float(cuts[int(np.argmax(f1))]), n=len(c), centers=sorted(map(str, set(c.center))))
+    f1 = [float(_rates(np.array([(t & d).sum(), (~t & d).sum(), (t & ~d).sum(), (~t & ~d).sum()], float))['weighted_f1'])
+          for cut in cuts for d in [x >= cut]]
+    return dict(majority=bool(t.mean() >= .5), nc_threshold=float(cuts[int(np.argmax(f1))]), n=len(c),
+                centers=sorted(map(str, set(c.center))))
 
 def _scored(cells, vocabulary=VOCABULARY):
     "Keep the cells with an expert's code that names a nucleated marrow cell"
@@ -428,7 +444,8 @@ def fit_threshold(table,           # patient_table of the main cohort with `diag
                  )->dict:          # JSON-ready: threshold, n_patients, n_aml, centers
     "Freeze the patient-level threshold of AML against the rest on the main cohort"
     d = table[table.diagnosis.notna() & table.cblc_ratio.notna()]; _main_only(d, main_centers, 'the threshold')
-    return dict(threshold=youden_threshold(d.diagnosis == 'AML', d.cblc_ratio), n_patients=len(d), n_aml=int((d.diagnosis == 'AML').sum()), centers=sorted(map(str, set(d.center))))
+    return dict(threshold=youden_threshold(d.diagnosis == 'AML', d.cblc_ratio), n_patients=len(d),
+                n_aml=int((d.diagnosis == 'AML').sum()), centers=sorted(map(str, set(d.center))))
 
 # %% ../nbs/04_patient.ipynb #c068
 def auc_interval(auc,       # 0-1
@@ -445,9 +462,11 @@ def auc_interval(auc,       # 0-1
 
 def _correlation(x, y, name):
     "Correlate where both are known; fewer than three patients or a constant give NaN"
-    x, y = pd.to_numeric(x, errors='coerce'), pd.to_numeric(y, errors='coerce'); ok = (x.notna() & y.notna()).to_numpy(bool); x, y = x[ok], y[ok]
+    x, y = pd.to_numeric(x, errors='coerce'), pd.to_numeric(y, errors='coerce')
+    ok = (x.notna() & y.notna()).to_numpy(bool); x, y = x[ok], y[ok]
     good = len(x) > 2 and x.nunique() > 1 and y.nunique() > 1
-    return {f'spearman_{name}': float(stats.spearmanr(x, y)[0]) if good else np.nan, f'pearson_{name}': float(stats.pearsonr(x, y)[0]) if good else np.nan, f'n_{name}': int(len(x))}
+    return {f'spearman_{name}': float(stats.spearmanr(x, y)[0]) if good else np.nan,
+            f'pearson_{name}': float(stats.pearsonr(x, y)[0]) if good else np.nan, f'n_{name}': int(len(x))}
 
 def patient_scores(table,              # from `patient_table`
                    threshold=None,     # frozen on the main cohort; None: no sensitivity and specificity
@@ -480,12 +499,14 @@ def plot_bands(table,       # patient_table
     d = table[table.cblc_ratio.notna()].sort_values('cblc_ratio').reset_index(drop=True); ax = _axis(ax, (7, 3))
     for lo, hi, c in zip((0, 5, 10, 20), (5, 10, 20, 100), BAND_COLORS): ax.axhspan(lo, hi, color=c, zorder=0, lw=0)
     dx = d.diagnosis.fillna('not given') if 'diagnosis' in d else pd.Series('patients', index=d.index)
-    for (name, color, marker) in [('AML', '#b5105e', 'o'), ('other', '#1e63c4', 's'), ('none', '#4c8c2b', '^'), ('not given', '#555', 'D'), ('patients', '#333', 'o')]:
+    for (name, color, marker) in [('AML', '#b5105e', 'o'), ('other', '#1e63c4', 's'), ('none', '#4c8c2b', '^'),
+                                  ('not given', '#555', 'D'), ('patients', '#333', 'o')]:
         g = d[dx == name]
         if len(g):
             ax.errorbar(g.index, 100*g.cblc_ratio, 100*np.abs(g[['cblc_low', 'cblc_high']].sub(g.cblc_ratio, axis=0).T.to_numpy()), fmt=marker, ms=4, lw=1, color=color, label=f'{name} (n={len(g)})')
     ax.set_yscale('symlog', linthresh=5, linscale=.6)
-    ax.set(ylim=(0, 100), yticks=(0, 5, 10, 20, 50, 100), yticklabels=(0, 5, 10, 20, 50, 100), xticks=[], xlabel=f'{len(d)} patients, ordered by ratio', ylabel='CBLC ratio, %')
+    ax.set(ylim=(0, 100), yticks=(0, 5, 10, 20, 50, 100), yticklabels=(0, 5, 10, 20, 50, 100), xticks=[],
+           xlabel=f'{len(d)} patients, ordered by ratio', ylabel='CBLC ratio, %')
     if len(d): ax.legend(frameon=False, fontsize=8, loc='upper left')
     return ax
 
@@ -494,9 +515,12 @@ def plot_ratio_truth(table, against='true_cblc_ratio', ax=None):
     "Plot the model's ratio against the truth or the experts' ratio"
     d = table[table.cblc_ratio.notna() & table[against].notna()]; ax = _axis(ax, (3.4, 3.4)); hi = 100*max([.1, *d.cblc_high, *d[against]])
     ax.plot([0, hi], [0, hi], color='#999', lw=1, ls='--')
-    ax.errorbar(100*d[against], 100*d.cblc_ratio, 100*np.abs(d[['cblc_low', 'cblc_high']].sub(d.cblc_ratio, axis=0).T.to_numpy()), fmt='o', ms=4, lw=.8, color='#b5105e', ecolor='#d9a3bb')
+    ax.errorbar(100*d[against], 100*d.cblc_ratio,
+                100*np.abs(d[['cblc_low', 'cblc_high']].sub(d.cblc_ratio, axis=0).T.to_numpy()), fmt='o', ms=4, lw=.8,
+                color='#b5105e', ecolor='#d9a3bb')
     r = _correlation(d.cblc_ratio, d[against], 'x')
-    ax.set(xlabel=('true' if against.startswith('true') else 'experts\'') + ' CBLC ratio, %', ylabel='model\'s CBLC ratio, %', title=f'Spearman {r["spearman_x"]:.2f}, n={len(d)} patients', aspect='equal')
+    ax.set(xlabel=('true' if against.startswith('true') else 'experts\'') + ' CBLC ratio, %',
+           ylabel='model\'s CBLC ratio, %', title=f'Spearman {r["spearman_x"]:.2f}, n={len(d)} patients', aspect='equal')
     ax.title.set_fontsize(9); return ax
 
 def plot_calibration(truth, p, ax=None, bins=10):
@@ -507,7 +531,8 @@ def plot_calibration(truth, p, ax=None, bins=10):
     low, high = np.array([_exact(k, m) for k, m in zip(np.bincount(b, t, bins)[ok], n[ok])]).reshape(-1, 2).T
     ax.plot([0, 1], [0, 1], color='#999', lw=1, ls='--'); ax.vlines(x, low, high, color='#1e63c4', lw=1)
     ax.scatter(x, y, s=12 + 150*n[ok]/max(n.max(), 1), color='#1e63c4', alpha=.85, zorder=3)
-    ax.set(xlabel='stated probability of CBLC', ylabel='share that were CBLC', xlim=(-.03, 1.03), ylim=(-.03, 1.03), aspect='equal', title=f'ECE {cell_scores(t, p)["ece"]:.3f}, n={len(t)} cells')
+    ax.set(xlabel='stated probability of CBLC', ylabel='share that were CBLC', xlim=(-.03, 1.03), ylim=(-.03, 1.03),
+           aspect='equal', title=f'ECE {cell_scores(t, p)["ece"]:.3f}, n={len(t)} cells')
     ax.title.set_fontsize(9); return ax
 
 # %% ../nbs/04_patient.ipynb #c074
@@ -518,5 +543,6 @@ def plot_confusion(truth, predicted, ax=None, order=None):
     pct = 100*m.div(m.sum(axis=1).replace(0, np.nan), axis=0).to_numpy(); ax.imshow(pct, cmap='Purples', vmin=0, vmax=100)
     for i, j in zip(*np.nonzero(np.nan_to_num(pct) >= 1)):
         ax.text(j, i, f'{pct[i, j]:.0f}', ha='center', va='center', fontsize=7, color='white' if pct[i, j] > 55 else '#333')
-    ax.set(xticks=range(len(order)), xticklabels=order, yticks=range(len(order)), yticklabels=[f'{c} ({int(n)})' for c, n in m.sum(axis=1).items()], xlabel='model', ylabel='expert (cells)')
+    ax.set(xticks=range(len(order)), xticklabels=order, yticks=range(len(order)),
+           yticklabels=[f'{c} ({int(n)})' for c, n in m.sum(axis=1).items()], xlabel='model', ylabel='expert (cells)')
     ax.tick_params(labelsize=8); ax.spines[:].set_visible(False); return ax

@@ -49,7 +49,8 @@ def em_prevalence(p,                # n x classes, calibrated probabilities
     p, train = np.asarray(p, float), np.asarray(train, float)
     if not len(p): return np.full(len(train), np.nan), p
     if (train <= 0).any(): raise ValueError(f'training shares {train} hold a class nobody was trained on: leave it out')
-    if np.abs(p.sum(1) - 1).max() > 1e-4: raise ValueError('the probabilities of a cell do not add up to 1: pass one column for every class')
+    if np.abs(p.sum(1) - 1).max() > 1e-4:
+        raise ValueError('the probabilities of a cell do not add up to 1: pass one column for every class')
     share = train
     for _ in range(max_iter):
         w = p*(share/train); w /= w.sum(1, keepdims=True); new = w.mean(0)
@@ -112,7 +113,8 @@ def validate(cells,                 # classified cells with the expert's `code` 
     every = is_cblc(c if expert is None else nucleated(expert[~expert['ignored'].astype(bool)] if 'ignored' in expert else expert))
     missed = every.sum() - t.sum(), (~every).sum() - (~t).sum()
     if min(missed) < 0: raise ValueError(f'{len(every)} expert cells but {len(t)} of them found: pass all expert cells of the same fields')
-    p = (kept.p_cblc if 'p_cblc' in kept else kept.cblc).to_numpy(float); who = (kept.patient_id if 'patient_id' in kept else pd.Series('', kept.index)).to_numpy()
+    p = (kept.p_cblc if 'p_cblc' in kept else kept.cblc).to_numpy(float)
+    who = (kept.patient_id if 'patient_id' in kept else pd.Series('', kept.index)).to_numpy()
     (icc1, deff1), (icc0, deff0) = (patient_icc(g['sum'], g['size']) for x, on in ((y, t), (~y, ~t)) for g in [pd.Series(x[on]).groupby(who[on]).agg(['sum', 'size'])])
     count = dict(tp=t & y, fn=t & ~y, tn=~t & ~y, fp=~t & y)
     return Validation(**{k: int(x.sum()) for k, x in count.items()}, missed_cblc=int(missed[0]), missed_other=int(missed[1]), icc_cblc=icc1, icc_other=icc0, deff_cblc=deff1,
@@ -141,7 +143,8 @@ def _moments(v):
 def _sizes(fields):
     "Sum up fields to what the interval needs: n, k, sums of squares and cubes of field sizes"
     f = fields.assign(n2=fields.n.astype(float)**2, n3=fields.n.astype(float)**3)
-    return f.groupby('patient_id', sort=False).agg(n=('n', 'sum'), k=('n_cblc', 'sum'), n2=('n2', 'sum'), n3=('n3', 'sum'), n_fields=('n', 'size'), p=('p', 'sum')).astype(float)
+    return f.groupby('patient_id', sort=False).agg(n=('n', 'sum'), k=('n_cblc', 'sum'), n2=('n2', 'sum'), n3=('n3', 'sum'),
+                                                   n_fields=('n', 'size'), p=('p', 'sum')).astype(float)
 
 # %% ../nbs/04b_prevalence.ipynb #c020
 def _below(ratio,      # patients, 0-1
@@ -225,7 +228,8 @@ def _corrected(f, v, c, level):
     high = np.maximum(_solve(s, v, w, icc, a), 1 - a**(1/s.n.to_numpy())); low = _solve(s, v, w, icc, 1 - a)
     out = pd.DataFrame(dict(n_cells=s.n.astype(int), n_fields=s.n_fields.astype(int), raw_ratio=s.k/s.n,
                             corrected_ratio=np.clip(point, low, high), corrected_low=low, corrected_high=high), index=s.index)
-    out['pacc_ratio'] = undo_recall(probabilistic_adjusted_count(s.p/s.n, v.p_cblc, v.p_other), v.recall_cblc, v.recall_other) if v.p_cblc == v.p_cblc else np.nan
+    out['pacc_ratio'] = undo_recall(probabilistic_adjusted_count(s.p/s.n, v.p_cblc, v.p_other), v.recall_cblc,
+                                    v.recall_other) if v.p_cblc == v.p_cblc else np.nan
     for t in THRESHOLDS: out[f'p_ge_{100*t:.0f}'] = (_below(np.full(len(s), t), s, v, icc)*w).sum(1)
     return out.assign(icc=w @ icc)
 
@@ -251,7 +255,9 @@ def correct_patient(cells,                  # classified cells of one patient
     t = correct_ratios(count_fields(cells, settings), validation, clustering, level=settings.level)
     if len(t) > 1: raise ValueError(f'{len(t)} patients in the cells table: pass the cells of one')
     r = t.iloc[0] if len(t) else pd.Series(np.nan, t.columns)
-    out = dict(corrected_ratio=float(r.corrected_ratio), corrected_interval=[float(r.corrected_low), float(r.corrected_high)], **{k: float(r[k]) for k in t if k.startswith('p_ge_')}, warnings=[])
+    out = dict(corrected_ratio=float(r.corrected_ratio),
+               corrected_interval=[float(r.corrected_low), float(r.corrected_high)],
+               **{k: float(r[k]) for k in t if k.startswith('p_ge_')}, warnings=[])
     if not validation.recall_known:
         out['warnings'].append('nobody counted the cells the detector missed: the corrected ratio takes both kinds to be found equally often')
     if validation.n_patients < 5:
@@ -279,10 +285,12 @@ def more_cells(fields,                      # from `count_fields`
 def plot_confidence(fields, validation, clustering=Clustering(), ax=None):
     "Plot how strongly each patient's count speaks for at least each ratio"
     from matplotlib import colormaps
-    ax = _axis(ax, (4.4, 3)); t = correct_ratios(fields, validation, clustering); x = np.linspace(.001, min(1, 1.25*t.corrected_high.max() + .02), 160)
+    ax = _axis(ax, (4.4, 3)); t = correct_ratios(fields, validation, clustering)
+    x = np.linspace(.001, min(1, 1.25*t.corrected_high.max() + .02), 160)
     for i, (f, v) in enumerate((g, v) for f, v in _groups(fields, validation) for _, g in f.groupby('patient_id', sort=False)):
         s, r = _sizes(f), t.loc[f.patient_id.iloc[0]]; w = _icc_weights(f, s, v, clustering)
-        y = (_below(x, s.loc[s.index.repeat(len(x))], v, np.array(clustering.icc))*w).sum(1); color = colormaps['plasma'](.1 + .7*i/max(len(t) - 1, 1))
+        y = (_below(x, s.loc[s.index.repeat(len(x))], v, np.array(clustering.icc))*w).sum(1)
+        color = colormaps['plasma'](.1 + .7*i/max(len(t) - 1, 1))
         ax.plot(100*x, y, color=color, label=f'{s.index[0]}: {100*r.corrected_ratio:.1f} % ({100*r.corrected_low:.1f}-{100*r.corrected_high:.1f}), n={r.n_cells:.0f}')
         ax.plot([100*q for q in THRESHOLDS if q < x[-1]], [r[f'p_ge_{100*q:.0f}'] for q in THRESHOLDS if q < x[-1]], 'o', ms=4, color=color)
     for q in THRESHOLDS: ax.axvline(100*q, color='#ccc', lw=.8, zorder=0)
@@ -292,10 +300,13 @@ def plot_confidence(fields, validation, clustering=Clustering(), ax=None):
 
 def plot_corrected(table, truth, ax=None):
     "Plot raw and corrected ratios with intervals against the true ones"
-    ax = _axis(ax, (3.6, 3.4)); d = table.assign(t=truth).dropna(subset=['t', 'corrected_ratio']); hi = 100*max([.1, *d.corrected_high, *d.t])
-    ax.plot([0, hi], [0, hi], color='#999', lw=1, ls='--'); ax.vlines(100*d.t, 100*d.corrected_low, 100*d.corrected_high, color='#e3b8cc', lw=1)
+    ax = _axis(ax, (3.6, 3.4)); d = table.assign(t=truth).dropna(subset=['t', 'corrected_ratio'])
+    hi = 100*max([.1, *d.corrected_high, *d.t])
+    ax.plot([0, hi], [0, hi], color='#999', lw=1, ls='--')
+    ax.vlines(100*d.t, 100*d.corrected_low, 100*d.corrected_high, color='#e3b8cc', lw=1)
     for col, color, marker in [('raw_ratio', '#888', 'x'), ('corrected_ratio', '#b5105e', 'o')]:
-        ax.plot(100*d.t, 100*d[col], marker, ms=4, color=color, label=f'{col.split("_")[0]}, mean error {100*(d[col] - d.t).abs().mean():.1f} points')
+        ax.plot(100*d.t, 100*d[col], marker, ms=4, color=color,
+                label=f'{col.split("_")[0]}, mean error {100*(d[col] - d.t).abs().mean():.1f} points')
     ax.set(xlabel='true CBLC ratio, %', ylabel='CBLC ratio, %', aspect='equal', title=f'n={len(d)} patients', xlim=(0, hi), ylim=(0, hi))
     ax.title.set_fontsize(9); ax.legend(frameon=False, fontsize=7, loc='upper left')
     return ax

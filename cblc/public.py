@@ -131,7 +131,8 @@ def read_txl(
 # %% ../nbs/00f_public.ipynb #c019
 FIVE = {'BNE': 'neutrophil', 'SNE': 'neutrophil', 'NEUTROPHIL': 'neutrophil', 'LY': 'lymphocyte', 'MO': 'monocyte', 'EO': 'eosinophil', 'BA': 'basophil',
         'neut': 'neutrophil', 'lymp': 'lymphocyte', 'mono': 'monocyte', 'eosi': 'eosinophil', 'baso': 'basophil'}   # the sources' own names
-FINE = ('BA', 'BNE', 'EO', 'ERB', 'LY', 'MMY', 'MO', 'MY', 'PMY', 'SNE')   # PBC's labels of one kind of cell; IG and NEUTROPHIL leave the stage open
+# PBC's labels of one kind of cell; IG and NEUTROPHIL leave the stage open
+FINE = ('BA', 'BNE', 'EO', 'ERB', 'LY', 'MMY', 'MO', 'MY', 'PMY', 'SNE')
 
 def _of_one_class(images, n): # at most n pictures of each center and class, chosen by file name
     key = [hashlib.sha256(Path(p).name.encode()).hexdigest() for p in images.path]

@@ -33,16 +33,20 @@ def fit_bank(errors,           # n x C x P: of validation cells, for each class 
             )->Bank:           # ValueError where the errors tell nothing apart
     "Choose pairs by how well they separate the classes"
     errors, truth = np.asarray(errors, float), np.asarray(truth); n, C, P = errors.shape; rows = np.arange(n)
-    if C < 2 or len(set(truth.tolist())) < 2: raise ValueError(f'a bank is chosen by how well it separates classes: {C} given, {len(set(truth.tolist()))} among the cells; give validation cells of two at least')
+    if C < 2 or len(set(truth.tolist())) < 2:
+        raise ValueError(f'a bank is chosen by how well it separates classes: {C} given, {len(set(truth.tolist()))} among the cells; give validation cells of two at least')
     d = (errors - errors[rows, truth][:, None])[np.arange(C) != truth[:, None]]                # n(C-1) x P
     gain = 2*d.mean(0).clip(0)/d.var(0).clip(1e-12); L = -gain*(errors - errors.mean(1, keepdims=True))
     if not gain.any(): raise ValueError('under no pair does the right class have the smaller error; train longer')
-    worth = lambda A, head=0.: float(np.exp(minimize_scalar(lambda f: -_likelihood(A, truth, head)(np.exp(f)), bounds=(-6, 1), method='bounded').x)); A = np.zeros((n, C)) if start is None else np.asarray(start, float)
+    worth = lambda A, head=0.: float(np.exp(minimize_scalar(lambda f: -_likelihood(A, truth, head)(np.exp(f)), bounds=(-6, 1), method='bounded').x))
+    A = np.zeros((n, C)) if start is None else np.asarray(start, float)
     S, chosen, sums, heads, likely, w = np.zeros((n, C)), [], [], [], [], worth(A) if start is not None else 0.
     for _ in range(min(size, int((gain > 0).sum()))):
-        left = np.setdiff1d(np.flatnonzero(gain > 0), chosen); score = np.max([_likelihood(S[..., None] + L[..., left], truth, w*A[..., None])(f) for f in (.1, .3, .6, 1.)], 0)
+        left = np.setdiff1d(np.flatnonzero(gain > 0), chosen)
+        score = np.max([_likelihood(S[..., None] + L[..., left], truth, w*A[..., None])(f) for f in (.1, .3, .6, 1.)], 0)
         chosen.append(left[score.argmax()]); S = S + L[..., chosen[-1]]; sums.append(S)
-        for _ in range(6*(start is not None)): w = worth(A, worth(S, w*A)*S)  # the two say the same in part: each is weighed beside the other
+        # the two say the same in part: each is weighed beside the other
+        for _ in range(6*(start is not None)): w = worth(A, worth(S, w*A)*S)
         heads.append(w); likely.append(_likelihood(S, truth, w*A)(worth(S, w*A)))
     m = int(np.argmax(likely)) + 1; w, chosen = heads[m-1], np.array(chosen[:m]); scale = np.array([worth(S, w*A) for S in sums[:m]])
     return Bank(chosen, gain[chosen], scale, np.maximum.accumulate(np.cumsum(gain[chosen]*d.mean(0)[chosen])*scale), w)
@@ -76,20 +80,26 @@ def race(errors,               # errors(cells, classes, pairs) -> float array, f
         )->Race:
     "Let the classes of every cell race each other, all cells side by side"
     if not 0 < alpha < 1: raise ValueError(f'alpha={alpha}: give a share between 0 and 1')
-    alive = np.ones((n, n_classes), bool); R = np.zeros((n, n_classes, n_classes)); used = np.zeros((n, n_classes), int); at = 0; blocks = list(blocks)
+    alive = np.ones((n, n_classes), bool); R = np.zeros((n, n_classes, n_classes)); used = np.zeros((n, n_classes), int)
+    at = 0; blocks = list(blocks)
     A = np.zeros((n, n_classes)) if start is None else bank.start*np.asarray(start, float); H = A[:, :, None] - A[:, None]
     while at < len(bank.pairs) and (going := alive.sum(1) > 1).any():
         block = np.arange(at, min(at + blocks[0], len(bank.pairs))); at = block[-1]+1; blocks = blocks[1:] or blocks
-        i, c = np.nonzero(alive & going[:, None]); e = np.asarray(errors(np.repeat(i, len(block)), np.repeat(c, len(block)), np.tile(bank.pairs[block], len(i))), float)
-        if not np.isfinite(e).all(): raise ValueError('the errors of a race are not finite numbers; the denoiser is broken, train it with a smaller lr')
+        i, c = np.nonzero(alive & going[:, None])
+        e = np.asarray(errors(np.repeat(i, len(block)), np.repeat(c, len(block)), np.tile(bank.pairs[block], len(i))), float)
+        if not np.isfinite(e).all():
+            raise ValueError('the errors of a race are not finite numbers; the denoiser is broken, train it with a smaller lr')
         L = np.zeros((n, n_classes)); L[i, c] = -(e.reshape(-1, len(block))*bank.gain[block]).sum(1); used[i, c] += len(block)
-        both = (alive & going[:, None])[:, :, None] & alive[:, None]; R += (L[:, :, None] - L[:, None])*both       # R[i, a, b]: for a, against b, while both were looked at
+        # R[i, a, b]: for a, against b, while both were looked at
+        both = (alive & going[:, None])[:, :, None] & alive[:, None]; R += (L[:, :, None] - L[:, None])*both
         against = _scaled(R, used, bank) + H; against[:, range(n_classes), range(n_classes)] = -np.inf
         alive &= (logsumexp(against, 1) - np.log(max(n_classes-1, 1)) < np.log(1/alpha)) | ~going[:, None]
-        lost = ~alive.any(1); alive[lost] = (_scaled(R, used, bank) + H)[lost].sum(2).argmax(1)[:, None] == np.arange(n_classes) # all at once: the best stays
+        lost = ~alive.any(1)
+        alive[lost] = (_scaled(R, used, bank) + H)[lost].sum(2).argmax(1)[:, None] == np.arange(n_classes) # all at once: the best stays
     R = _scaled(R, used, bank) + H; win = np.where(alive, R.sum(2), -np.inf).argmax(1)
     evidence = np.minimum(-R[np.arange(n), win], 0); evidence[np.arange(n), win] = 0.
-    h = -H[np.arange(n), win]; score = np.minimum(h + (evidence - h)*bank.info[-1]/bank.info[used-1].clip(1e-12), 0) if n_classes > 1 else evidence
+    h = -H[np.arange(n), win]
+    score = np.minimum(h + (evidence - h)*bank.info[-1]/bank.info[used-1].clip(1e-12), 0) if n_classes > 1 else evidence
     return Race(evidence, score, used, alive.sum(1) > 1)
 
 # %% ../nbs/02h_racing.ipynb #c015
@@ -107,13 +117,15 @@ def race_published(errors,         # errors(classes, time, trial) -> one a class
                    least:int=20, every:int=5, p:float=2e-3, most:int=2000,
                   )->tuple:        # (mean errors C, trials C)
     "Let the classes of one cell race as P2 does"
-    times = rng.permutation(np.linspace(1, 999, 2000).round().astype(int)); alive = np.arange(n_classes); kept = np.full((n_classes, most), np.nan)
+    times = rng.permutation(np.linspace(1, 999, 2000).round().astype(int)); alive = np.arange(n_classes)
+    kept = np.full((n_classes, most), np.nan)
     for k in range(most):
         e = weight(times[k])*np.asarray(errors(alive, int(times[k]), k)); kept[alive, k] = e - e.min()
         if len(alive) == 1 and k >= least: break
         if k >= least and (k-least) % every == 0:
             x = kept[alive, :k+1]; lead = x.mean(1).argmin(); d = x - x[lead]; se = d.std(1, ddof=1)/np.sqrt(k+1)
-            t = np.divide(d.mean(1), se, out=np.zeros(len(alive)), where=se > 0); alive = alive[2*stats.t.sf(np.abs(t), k) >= p]   # the leader against itself: p = 1
+            t = np.divide(d.mean(1), se, out=np.zeros(len(alive)), where=se > 0)
+            alive = alive[2*stats.t.sf(np.abs(t), k) >= p] # the leader against itself: p = 1
             if len(alive) == 1: break
     return np.nanmean(kept, 1), np.isfinite(kept).sum(1)
 

@@ -22,7 +22,8 @@ def data_uri(image,            # H x W x 3 uint8
     "Put a picture into a page as a base64 JPEG"
     from PIL import Image
     image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8: raise ValueError(f'picture is {image.dtype} of shape {image.shape}: give H x W x 3 uint8')
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f'picture is {image.dtype} of shape {image.shape}: give H x W x 3 uint8')
     buf = io.BytesIO(); Image.fromarray(image).save(buf, 'JPEG', quality=quality, optimize=True)
     return 'data:image/jpeg;base64,' + base64.b64encode(buf.getvalue()).decode()
 
@@ -65,7 +66,8 @@ def gallery(cells,               # classified cells table
             settings=CountSettings(), vocabulary=VOCABULARY
            )->list:              # one dict a category that has cells: category, meaning, color, n, shown, cells
     "Choose and encode the cells to show, grouped by category, least certain first"
-    if len(crops) != len(cells): raise ValueError(f'{len(crops)} crops for {len(cells)} cells: pass the crops of this very table, in its order')
+    if len(crops) != len(cells):
+        raise ValueError(f'{len(crops)} crops for {len(cells)} cells: pass the crops of this very table, in its order')
     keep, p, look, out = countable(cells, settings).to_numpy(), certainty(cells).to_numpy(), review(cells, settings).to_numpy(), []
     for cat in vocabulary.categories:
         rows = np.flatnonzero(keep & (cells.category == cat).to_numpy()); rows = rows[np.argsort(p[rows], kind='stable')]
@@ -97,7 +99,8 @@ def draw_contours(image,           # H x W x 3 uint8
     small = np.array(_fit(image, side)); sx, sy = small.shape[1]/image.shape[1], small.shape[0]/image.shape[0]
     lw = max(1, round(min(small.shape[:2])/400)); keep = countable(cells, settings).to_numpy() if len(cells) else []
     for g, cat, cblc, k in zip(cells.polygon, cells.category, cells.cblc, keep):
-        xy = np.round(np.asarray(g.exterior.coords)*(sx, sy)*16 - 8).astype(np.int32); color = CATEGORY_COLORS.get(cat, '#6f6f6f') if k else '#9a9a9a'
+        xy = np.round(np.asarray(g.exterior.coords)*(sx, sy)*16 - 8).astype(np.int32)
+        color = CATEGORY_COLORS.get(cat, '#6f6f6f') if k else '#9a9a9a'
         rgb = tuple(int(color[i:i + 2], 16) for i in (1, 3, 5)); w = lw*(3 if cblc and k else 2 if k else 1)
         if k: cv2.polylines(small, [xy], True, (255, 255, 255), w + 2, cv2.LINE_AA, shift=4)
         cv2.polylines(small, [xy], True, rgb, w, cv2.LINE_AA, shift=4)
@@ -123,7 +126,8 @@ def _fields(cells, images, cap, side, settings):
         if len(out) == cap: break
         im = _image_of(images, iid)
         if im is None: continue
-        d = draw_contours(im, cells[cells.image_id == iid], side, settings); said = f'{iid}: {int(r["size"])} cells counted, {int(r["sum"])} of them CBLC'
+        d = draw_contours(im, cells[cells.image_id == iid], side, settings)
+        said = f'{iid}: {int(r["size"])} cells counted, {int(r["sum"])} of them CBLC'
         out.append(dict(uri=data_uri(d, 74), alt=f'field {said}, contours drawn', caption=said, w=d.shape[1], h=d.shape[0]))
     return out, len(ids)
 
@@ -151,7 +155,8 @@ def _stats(s):
            ('M:E ratio', f'{s["me_ratio"]:.1f}' if s.get('me_ratio', np.nan) == s.get('me_ratio', np.nan) else '–', '(N to N5 + E + M to M2) / (R to R3)'),
            ('To look at', str(s['n_review']), 'cells the model is unsure of'), ('Left out', str(s.get('n_left_out', 0)), 'detections that are no cell, or unclear')]
     ner, fixed = s.get('non_erythroid_ratio', np.nan), s.get('corrected_ratio', np.nan)
-    if fixed == fixed: out.insert(0, ('Corrected ratio', f'{_pct(fixed)} %', f'{_pct(s["corrected_interval"][0])} to {_pct(s["corrected_interval"][1])} %, freed from the errors the model showed in its validation; speaks {_pct(s["p_ge_20"], 0)} % for a ratio of 20 % and more'))
+    if fixed == fixed:
+        out.insert(0, ('Corrected ratio', f'{_pct(fixed)} %', f'{_pct(s["corrected_interval"][0])} to {_pct(s["corrected_interval"][1])} %, freed from the errors the model showed in its validation; speaks {_pct(s["p_ge_20"], 0)} % for a ratio of 20 % and more'))
     return out + ([('Non-erythroid ratio', _pct(ner) + ' %', 'CBLC among non-erythroid cells, as erythroid cells are half or more')] if ner == ner else [])
 
 # %% ../nbs/06_report.ipynb #c024
@@ -159,7 +164,8 @@ def _model_rows(meta):
     "Say what is known of a bundle in words"
     if not meta: return []
     rows = [(k, meta.get(key)) for k, key in [('Name', 'name'), ('Trained on', 'trained_on'), ('How', 'trained_how'), ('Licence', 'licence'), ('cblc', 'cblc_version')]]
-    m = meta.get('metrics') or {}; rows += [('Measured', ', '.join(f'{k} {v:.3g}' if isinstance(v, float) else f'{k} {v}' for k, v in m.items() if not isinstance(v, (dict, list))))]
+    m = meta.get('metrics') or {}
+    rows += [('Measured', ', '.join(f'{k} {v:.3g}' if isinstance(v, float) else f'{k} {v}' for k, v in m.items() if not isinstance(v, (dict, list))))]
     rows += [('Mind', w) for w in meta.get('warnings') or []]
     return [(k, str(v)) for k, v in rows if v not in (None, '')]
 
@@ -193,7 +199,8 @@ def patient_report(summary,            # from `summarize_patient`
     from markupsafe import Markup
     s, (low, high) = summary, summary['cblc_interval']
     color = dict(zip(BANDS, BAND_COLORS)).get(s['band'], '#eee')
-    fields, n_fields = _fields(cells, images, max_fields, field_side, settings); over = figure_uri(plot_serial(serial).figure) if serial is not None and len(serial) > 1 else ''
+    fields, n_fields = _fields(cells, images, max_fields, field_side, settings)
+    over = figure_uri(plot_serial(serial).figure) if serial is not None and len(serial) > 1 else ''
     return _write(out, _render('patient.html', s=s, ratio=_pct(s['cblc_ratio']), low=_pct(low), high=_pct(high), band_color=color, bar=Markup(ratio_bar(s['cblc_ratio'], low, high)),
         stats=_stats(s), lineages=_count_rows(cells, settings, vocabulary), gallery=gallery(cells, crops, max_per_category, settings, vocabulary) if crops is not None else [],
         cap=max_per_category, review_below=settings.review_below, fields=fields, n_fields=n_fields, key=[(c, CATEGORY_COLORS.get(c, '#6f6f6f')) for c in vocabulary.categories if c in set(cells.category)],

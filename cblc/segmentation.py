@@ -53,7 +53,8 @@ def cut_window(
     m = np.array([[scale, 0, size/2 - scale*center[0]], [0, scale, size/2 - scale*center[1]]])
     small = cv2.GaussianBlur(image, (0, 0), .4/scale) if scale < .7 else image
     rim = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    tile = cv2.warpAffine(small, m, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=np.median(rim, 0).tolist())
+    tile = cv2.warpAffine(small, m, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT,
+                          borderValue=np.median(rim, 0).tolist())
     frame = shapely.box(0, 0, size, size)
     moved = [_translate(_scale(g, scale, scale, origin=(0, 0)), m[0, 2], m[1, 2]) for g in polygons]
     cut = [(g, g.intersection(frame)) for g in moved if g.intersects(frame)]
@@ -281,7 +282,9 @@ def merge_finds(
         g, near = polygons[i], [j for j in tree.query(polygons[i]) if j in kept]
         common = {j: g.intersection(kept[j]).area/min(g.area, kept[j].area) for j in near}
         joins = [j for j, v in common.items() if cut[i] and cut[j] and tiles[i] != tiles[j] and v > share/2]
-        if joins: kept[max(joins, key=common.get)] = _outer(shapely.union_all([g, *[kept[j] for j in joins]])); [kept.pop(j) for j in joins if j != max(joins, key=common.get)]
+        if joins:
+            kept[max(joins, key=common.get)] = _outer(shapely.union_all([g, *[kept[j] for j in joins]]))
+            [kept.pop(j) for j in joins if j != max(joins, key=common.get)]
         elif not common or max(common.values()) <= share: kept[i] = g
     return list(kept.values()), np.array([scores[i] for i in kept])
 
@@ -304,7 +307,8 @@ class Segmenter:
         "Find cells at one scale (network px a image px); polygons in image px."
         im, t = _resize(image, s), self.settings.tile
         polys, scores, tiles, cut = [], [], [], []
-        corners = [(x, y) for y in tile_starts(im.shape[0], t, self.settings.overlap) for x in tile_starts(im.shape[1], t, self.settings.overlap)]
+        corners = [(x, y) for y in tile_starts(im.shape[0], t, self.settings.overlap)
+                   for x in tile_starts(im.shape[1], t, self.settings.overlap)]
         for k, (x, y) in enumerate(corners):
             P, S = self._run(im[y:y+t, x:x+t]); P = [_translate(g, x, y) for g in P]
             polys += P; scores += list(S); tiles += [k]*len(P); cut += [_is_cut(g, x, y, t, im.shape[:2]) for g in P]
@@ -429,7 +433,8 @@ def _cut_fields(slide, path, out, size, n):
     from PIL import Image
     w, h = slide.dimensions; um = float(slide.properties.get('openslide.mpp-x') or 'nan')
     thumb = np.asarray(slide.get_thumbnail((2048, 2048)).convert('RGB')); f = w/thumb.shape[1]; rich = _overview_density(thumb)
-    at = [(rich[int(y/f):int((y+size)/f)+1, int(x/f):int((x+size)/f)+1].mean(), x, y) for y in tile_starts(h, size, 0) for x in tile_starts(w, size, 0)]
+    at = [(rich[int(y/f):int((y+size)/f)+1, int(x/f):int((x+size)/f)+1].mean(), x, y) for y in tile_starts(h, size, 0)
+          for x in tile_starts(w, size, 0)]
     out.mkdir(parents=True, exist_ok=True); rows = []
     for _, x, y in sorted(at, reverse=True)[:n]:
         p = out/f'{path.stem}_x{x}_y{y}.png'

@@ -29,7 +29,8 @@ def draw_ratios(fields,                     # from `count_smears`; all counted b
     rng = np.random.default_rng(seed); out = {}
     for i, (name, r) in enumerate(s.iterrows()):
         se, sp, d1, d0 = _error_rates(validation, np.vstack([u[:4], rng.random(n)[None]])); q = (r.k + .5)/(r.n + 1)
-        found = np.clip(adjusted_count(q, validation.sensitivity, validation.specificity), .003, .997); share = min(1., t['gain']**2*found*(1 - found)/(q*(1 - q)))
+        found = np.clip(adjusted_count(q, validation.sensitivity, validation.specificity), .003, .997)
+        share = min(1., t['gain']**2*found*(1 - found)/(q*(1 - q)))
         deff = 1 + (r.n2/r.n - 1)*rng.choice(clustering.icc, n, p=w[i])*share
         q = stats.beta.ppf(rng.random(n), r.k/deff + .5, (r.n - r.k)/deff + .5)
         out[name] = undo_recall(np.clip((q - (1 - sp))/np.maximum(se + sp - 1, .01), 0, 1), d1, d0)
@@ -39,7 +40,8 @@ def change(before, after,                   # draws of two smears, from `draw_ra
            level=.95)->dict:                # change, low, high, p
     "Bound the change between two smears, and say how easily none would show as much"
     d = np.asarray(after) - np.asarray(before); a = (1 - level)/2; down = (d < 0).mean() + (d == 0).mean()/2
-    return dict(change=float(np.median(d)), low=float(np.quantile(d, a)), high=float(np.quantile(d, 1 - a)), p=float(min(1., 2*max(min(down, 1 - down), .5/len(d)))))
+    return dict(change=float(np.median(d)), low=float(np.quantile(d, a)), high=float(np.quantile(d, 1 - a)),
+                p=float(min(1., 2*max(min(down, 1 - down), .5/len(d)))))
 
 # %% ../nbs/04d_serial.ipynb #c014
 def _holm(p):
@@ -53,14 +55,17 @@ def serial_table(fields,                    # from `count_smears`
                 )->pd.DataFrame:            # one row a smear in order of time; since_first_* and since_last_*: change, low, high, p (Holm), real
     "Follow a patient's corrected ratio over time and tell real changes from chance"
     when = pd.Series(pd.to_datetime(pd.Series(dates)), name='date').sort_values()
-    if miss := sorted(set(fields.patient_id) - set(when.index)): raise ValueError(f'no date for smear {", ".join(map(str, miss))}: give every smear its date')
+    if miss := sorted(set(fields.patient_id) - set(when.index)):
+        raise ValueError(f'no date for smear {", ".join(map(str, miss))}: give every smear its date')
     if when.isna().any(): raise ValueError(f'smear {when.index[when.isna()][0]} has no readable date: write YYYY-MM-DD')
-    t = correct_ratios(fields, validation, clustering, patient_ids=when.index, level=level).rename_axis('smear_id'); t.insert(0, 'date', when)
+    t = correct_ratios(fields, validation, clustering, patient_ids=when.index, level=level).rename_axis('smear_id')
+    t.insert(0, 'date', when)
     drawn, ok = draw_ratios(fields, validation, clustering, seed=seed), [i for i in when.index if t.n_cells[i] > 0]
     pairs = {('since_first', b): (ok[0], b) for b in ok[1:]} | {('since_last', b): (a, b) for a, b in zip(ok[1:], ok[2:])}
     found = {k: change(drawn[a], drawn[b], level) for k, (a, b) in pairs.items()}
     found = {k: {**c, 'p': p} for (k, c), p in zip(found.items(), _holm([c['p'] for c in found.values()]))}
-    if len(ok) > 1: found['since_last', ok[1]] = found['since_first', ok[1]]          # the second smear's last is the first: one comparison, not two
+    # the second smear's last is the first: one comparison, not two
+    if len(ok) > 1: found['since_last', ok[1]] = found['since_first', ok[1]]
     for kind in ('since_first', 'since_last'):
         for k in ('change', 'low', 'high', 'p'): t[f'{kind}_{k}'] = [found.get((kind, i), {}).get(k, np.nan) for i in t.index]
         t[f'{kind}_real'] = t[f'{kind}_p'] < 1 - level
@@ -74,7 +79,9 @@ def smallest_change(ratio,                  # of the first smear, 0-1
     "Find the smallest rise that a second count of the same size shows as real half of the time"
     m, t = n_cells/n_fields, _moments(validation); grid = np.linspace(0, 1, len(t['mean']))**2
     def count(r, name): return pd.DataFrame(dict(patient_id=name, n=np.full(n_fields, m), n_cblc=np.interp(r, grid, t['mean'])*m, p=0.))
-    def real(rise): d = draw_ratios(pd.concat([count(ratio, 'a'), count(ratio + rise, 'b')]), validation, clustering, n=2048); return change(d['a'], d['b'])['p'] < 1 - level
+    def real(rise):
+        d = draw_ratios(pd.concat([count(ratio, 'a'), count(ratio + rise, 'b')]), validation, clustering, n=2048)
+        return change(d['a'], d['b'])['p'] < 1 - level
     low, high = 0., 1 - ratio
     if not real(high): return np.nan
     for _ in range(12): mid = (low + high)/2; low, high = (low, mid) if real(mid) else (mid, high)
@@ -88,12 +95,15 @@ def plot_serial(table,                      # from `serial_table`
     for a, b, color in zip((0, 5, 10, 20), (5, 10, 20, 100), ('#e8f1e8', '#fbf3d5', '#fbe0c8', '#f6cfd0')):
         ax.axhspan(a, min(b, top*1.15), color=color, lw=0, zorder=0)
     ax.plot(d.date, 100*d.corrected_ratio, color='#b5105e', lw=1)
-    ax.vlines(d.date, 100*d.corrected_low, 100*d.corrected_high, color='#b5105e', lw=1.4); ax.plot(d.date, 100*d.raw_ratio, 'x', color='#777', ms=5)
+    ax.vlines(d.date, 100*d.corrected_low, 100*d.corrected_high, color='#b5105e', lw=1.4)
+    ax.plot(d.date, 100*d.raw_ratio, 'x', color='#777', ms=5)
     ax.plot([], [], 'x', color='#777', label='plain count')
     for real, fill, label in ((True, '#b5105e', 'changed since the last smear'), (False, 'white', 'no change shown, or the first')):
         g = d[d.since_last_real == real]; ax.plot(g.date, 100*g.corrected_ratio, 'o', ms=7, color='#b5105e', mfc=fill, label=label)
     for r in d.itertuples():
-        ax.annotate(f'{100*r.corrected_ratio:.0f} %\nn={r.n_cells}', (r.date, 100*max(r.corrected_high, r.raw_ratio)), (0, 4), textcoords='offset points', ha='center', fontsize=7)
-    ax.set(ylim=(0, top*1.15), ylabel='CBLC ratio, %', yticks=[y for y in (0, 5, 10, 20, 40, 60, 80, 100) if y <= top*1.15]); ax.margins(x=.06)
+        ax.annotate(f'{100*r.corrected_ratio:.0f} %\nn={r.n_cells}', (r.date, 100*max(r.corrected_high, r.raw_ratio)),
+                    (0, 4), textcoords='offset points', ha='center', fontsize=7)
+    ax.set(ylim=(0, top*1.15), ylabel='CBLC ratio, %', yticks=[y for y in (0, 5, 10, 20, 40, 60, 80, 100) if y <= top*1.15])
+    ax.margins(x=.06)
     ax.legend(frameon=False, fontsize=7, loc='upper center', ncols=3, bbox_to_anchor=(.5, 1.13)); ax.tick_params(axis='x', labelsize=8)
     return ax

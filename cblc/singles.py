@@ -91,7 +91,8 @@ def _scales(paths, centers, segmenter, n=24): # center -> (scale, micrometres a 
     for c in sorted(set(centers)):
         of = [p for p, k in zip(paths, centers) if k == c]
         looks = [_read(of[i])[0] for i in np.unique(np.linspace(0, len(of)-1, n).astype(int))]
-        looks = [i for i in looks if i is not None]; scale = usual_scale(looks, segmenter); out[c] = scale, usual_um(looks, segmenter, scale)
+        looks = [i for i in looks if i is not None]; scale = usual_scale(looks, segmenter)
+        out[c] = scale, usual_um(looks, segmenter, scale)
     return out
 
 # %% ../nbs/02ab_singles.ipynb #c018

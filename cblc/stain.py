@@ -85,7 +85,8 @@ def _measure(image):
     from torchstain.numpy.normalizers import NumpyMacenkoNormalizer
     from torchstain.numpy.utils import get_mean_std
     ground = ground_light(image); pixels, share = _stained(image, ground)
-    if share < MIN_STAINED or len(pixels) < 16: return Stain(tuple(ground.tolist()), (np.nan,)*3, (np.nan,)*3, ((np.nan,)*3,)*2, (np.nan,)*2, 0. if len(pixels) < 16 else share)
+    if share < MIN_STAINED or len(pixels) < 16:
+        return Stain(tuple(ground.tolist()), (np.nan,)*3, (np.nan,)*3, ((np.nan,)*3,)*2, (np.nan,)*2, 0. if len(pixels) < 16 else share)
     lab = np.array([get_mean_std(x) for x in _lab(light_share(pixels, ground))])
     macenko = NumpyMacenkoNormalizer()
     macenko.fit(pixels, Io=ground+1, alpha=1, beta=-np.inf)      # pixels are chosen already
@@ -98,7 +99,8 @@ def measure_stain(
 )->Stain:   # NaN where no picture is stained
     "Measure the stain of a picture, or of a laboratory from its pictures"
     images = [images] if isinstance(images, (np.ndarray, str, Path)) else list(images)
-    if not images or not all(np.size(i) for i in images): raise ValueError('measure_stain: no image given, or an empty one; give fields of the laboratory')
+    if not images or not all(np.size(i) for i in images):
+        raise ValueError('measure_stain: no image given, or an empty one; give fields of the laboratory')
     each = [_measure(_image(i, f'image {k}')) for k, i in enumerate(images)]
     used = [s for s in each if s.stained >= MIN_STAINED] or each
     middle = {f.name: np.median([getattr(s, f.name) for s in used], axis=0) for f in fields(Stain)[:-1]}
@@ -134,7 +136,8 @@ def _unusable(stain, method):
     "Say why a stain cannot be used by a method, or nothing"
     if not stain.stained >= MIN_STAINED: return f'only {stain.stained:.1%} of it is stained, {MIN_STAINED:.0%} is needed'
     if method == 'reinhard' and not min(stain.lab_sd) > .5: return 'its stained pixels are all of one colour'
-    if method == 'macenko' and not (stain.angle > 5 and np.min(stain.dyes) > -.2 and min(stain.amount) > .05): return 'two dyes cannot be told apart in it'
+    if method == 'macenko' and not (stain.angle > 5 and np.min(stain.dyes) > -.2 and min(stain.amount) > .05):
+        return 'two dyes cannot be told apart in it'
     return ''
 
 def _gain(source, target, method):
@@ -147,8 +150,10 @@ def _stain_of(d):
     try: s = {f.name: np.array(d[f.name], float) for f in fields(Stain)}
     except (KeyError, TypeError, ValueError): s = {}
     shapes = dict(ground=(3,), lab_mean=(3,), lab_sd=(3,), dyes=(2, 3), amount=(2,), stained=(), n=())
-    if {k: v.shape for k, v in s.items()} != shapes or set(d) != set(shapes): raise ValueError(f'stain: not the numbers of a stain ({", ".join(shapes)}); write them with `StainNormalizer.to_dict`')
-    return Stain(**{k: _triples(v) if v.ndim == 2 else tuple(v.tolist()) if v.ndim else float(v) for k, v in s.items()} | dict(n=int(s['n'])))
+    if {k: v.shape for k, v in s.items()} != shapes or set(d) != set(shapes):
+        raise ValueError(f'stain: not the numbers of a stain ({", ".join(shapes)}); write them with `StainNormalizer.to_dict`')
+    return Stain(**{k: _triples(v) if v.ndim == 2 else tuple(v.tolist()) if v.ndim else float(v) for k, v in s.items()}
+                 | dict(n=int(s['n'])))
 
 # %% ../nbs/00b_stain.ipynb #c023
 @dataclass
@@ -159,7 +164,8 @@ class StainNormalizer:
     own_ground: bool = False  # take the lamp from each picture even where a source is given
     target: Stain = None      # the reference's stain, set by `fit`
     def __post_init__(self):
-        if self.method not in (*_METHODS, 'none'): raise ValueError(f"StainNormalizer: method {self.method!r}; use 'reinhard', 'macenko' or 'none'")
+        if self.method not in (*_METHODS, 'none'):
+            raise ValueError(f"StainNormalizer: method {self.method!r}; use 'reinhard', 'macenko' or 'none'")
         if not self.max_gain > 1: raise ValueError(f'StainNormalizer: max_gain {self.max_gain}; use a factor above 1')
     def measure(self,
         images,     # fields of one laboratory or slide; as for `measure_stain`
@@ -171,7 +177,8 @@ class StainNormalizer:
     ):
         "Learn the reference's stain; ValueError where there is none to learn"
         target = images if isinstance(images, Stain) else measure_stain(images)
-        if self.method != 'none' and (why := _unusable(target, self.method)): raise ValueError(f'StainNormalizer.fit: the reference cannot be used, {why}; give fields with stained cells')
+        if self.method != 'none' and (why := _unusable(target, self.method)):
+            raise ValueError(f'StainNormalizer.fit: the reference cannot be used, {why}; give fields with stained cells')
         self.target = target
         return self
 
@@ -195,7 +202,8 @@ def transform(self:StainNormalizer,
     "Move a picture to the reference's stain, or leave it unchanged with a note"
     image = _image(image)
     if self.method == 'none' or not image.size: return image.copy()
-    if self.target is None: raise ValueError('StainNormalizer.transform: nothing learned yet; call `fit` with fields of the reference laboratory')
+    if self.target is None:
+        raise ValueError('StainNormalizer.transform: nothing learned yet; call `fit` with fields of the reference laboratory')
     if source is None: source = measure_stain(image)
     elif self.own_ground: source = replace(source, ground=tuple(ground_light(image).tolist()))
     if why := self.problem(source):
@@ -217,7 +225,8 @@ def _move(image, source, target, method, chunk=2**20):
 def to_dict(self:StainNormalizer)->dict: # JSON numbers; what was not found is null
     "Write the normalizer down for a model bundle"
     def plain(x): return [plain(v) for v in x] if isinstance(x, tuple) else None if isinstance(x, float) and np.isnan(x) else x
-    return dict(method=self.method, max_gain=self.max_gain, own_ground=self.own_ground, target=self.target and {k: plain(v) for k, v in asdict(self.target).items()})
+    return dict(method=self.method, max_gain=self.max_gain, own_ground=self.own_ground,
+                target=self.target and {k: plain(v) for k, v in asdict(self.target).items()})
 
 @patch(cls_method=True)
 def from_dict(cls:StainNormalizer,
@@ -261,7 +270,8 @@ def stain_table(
     images,     # list of pictures and paths, or a table of images with `path` (and `image_id`, `center`...)
 )->pd.DataFrame: # one row a picture: the table's columns less `path`, measures, `note` where it could not be measured
     "Describe the stain of many pictures"
-    if isinstance(images, pd.DataFrame) and 'path' not in images: raise ValueError(f'stain_table: the table has no column path, only {", ".join(map(str, images))}; give a cohort\'s `images`')
+    if isinstance(images, pd.DataFrame) and 'path' not in images:
+        raise ValueError(f'stain_table: the table has no column path, only {", ".join(map(str, images))}; give a cohort\'s `images`')
     table = images.drop(columns='path') if isinstance(images, pd.DataFrame) else pd.DataFrame(dict(image_id=range(len(images))))
     rows = []
     for image in (images.path if isinstance(images, pd.DataFrame) else images):

@@ -31,8 +31,10 @@ def fit_student(teacher,           # a `DiffusionClassifier`
     "Train a classifier on labels and on a diffusion model's probabilities"
     names = list(teacher.leaves.names); labels = list(map(str, labels)); odd = sorted(set(labels) - set(names))
     if odd: raise ValueError(f"label {odd[0]!r}: the teacher knows {', '.join(names)}; leave these cells out")
-    if sorted(set(labels)) != sorted(names): raise ValueError(f"no cell of {', '.join(sorted(set(names) - set(labels)))}, which the teacher knows; a student needs some of each")
-    return fit_classifier(crops, labels, patient_ids, settings=settings, vocabulary=vocabulary, valid=valid, out=out, cbs=[Distill(teacher.probabilities(crops), weight)])
+    if sorted(set(labels)) != sorted(names):
+        raise ValueError(f"no cell of {', '.join(sorted(set(names) - set(labels)))}, which the teacher knows; a student needs some of each")
+    return fit_classifier(crops, labels, patient_ids, settings=settings, vocabulary=vocabulary, valid=valid, out=out,
+                          cbs=[Distill(teacher.probabilities(crops), weight)])
 
 @dataclass
 class Relay:
@@ -42,7 +44,8 @@ class Relay:
     sure: float = .9    # probability of the student's first choice from which on it answers alone
 
     def __post_init__(self):
-        if self.student.leaves.names != self.teacher.leaves.names: raise ValueError(f"student and teacher name other classes ({', '.join(self.student.leaves.names)}; {', '.join(self.teacher.leaves.names)}); train the student with `fit_student`")
+        if self.student.leaves.names != self.teacher.leaves.names:
+            raise ValueError(f"student and teacher name other classes ({', '.join(self.student.leaves.names)}; {', '.join(self.teacher.leaves.names)}); train the student with `fit_student`")
     @property
     def leaves(self): return self.student.leaves
     @property

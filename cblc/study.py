@@ -39,7 +39,8 @@ class Run:
         with open(self.folder/'run.log', 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {line}\n')
     def step(self, name, inputs, make, outputs):
         "Make `outputs` (names in the folder) unless they were made from the same inputs."
-        if self.steps.get(name, {}).get('inputs') == inputs and all((self.folder/o).exists() for o in outputs): return self.log(f'{name}: done before')
+        if self.steps.get(name, {}).get('inputs') == inputs and all((self.folder/o).exists() for o in outputs):
+            return self.log(f'{name}: done before')
         t = time.time(); make(); self.steps[name] = dict(inputs=inputs, seconds=round(time.time()-t, 1), cblc=cblc.__version__)
         tmp = self.folder/'.manifest.json'; tmp.write_text(json.dumps(self.steps, indent=1)); tmp.replace(self.file)
         self.log(f'{name}: {self.steps[name]["seconds"]} s')
@@ -70,9 +71,11 @@ def split_main(
     "Split the main centers' patients; external ones are never in it."
     main = [c for c, role in cohort.centers.items() if role == 'main']
     patients = cohort.patients[cohort.patients.center.isin(main)]
-    if len(patients) < 3: raise ValueError(f'cohort {cohort.name}: {len(patients)} patients in main centers; a study needs three at least, mark centers with role = "main" in cohort.toml')
+    if len(patients) < 3:
+        raise ValueError(f'cohort {cohort.name}: {len(patients)} patients in main centers; a study needs three at least, mark centers with role = "main" in cohort.toml')
     split = split_patients(patients, dict(zip(('train', 'valid', 'internal'), settings.fractions)), settings.seed)
-    if {'train', 'valid', 'internal'} - set(split): raise ValueError(f'cohort {cohort.name}: {len(patients)} main patients leave no {", ".join({"train", "valid", "internal"} - set(split))} split; bring more patients')
+    if {'train', 'valid', 'internal'} - set(split):
+        raise ValueError(f'cohort {cohort.name}: {len(patients)} main patients leave no {", ".join({"train", "valid", "internal"} - set(split))} split; bring more patients')
     return split
 
 # %% ../nbs/07_study.ipynb #c009
@@ -98,7 +101,8 @@ def _freeze_study(cohort, cells, seen, out):
     def tried(what, fit):
         try: return fit()
         except ValueError as e: failed.append(f'{what} could not be fitted on the main cohort: {" ".join(str(e).split())}')
-    table = patient_table(cells, held(cohort.patients)); v = tried('the correction of ratios', lambda: validate(cells, held(cohort.cells), main))
+    table = patient_table(cells, held(cohort.patients))
+    v = tried('the correction of ratios', lambda: validate(cells, held(cohort.cells), main))
     stain = tried('the stain of the main cohort', lambda: StainNormalizer('none').fit(measure_stain(list(spread(seen, 24).path))).to_dict())
     freeze_bundle(out, tried('the naive baselines', lambda: fit_baselines(cells, main)), tried('the threshold of AML', lambda: fit_threshold(table, main)), main, validation=v,
                   clustering=fit_clustering(count_fields(cells), v) if v else None, diagnosis=tried('the probability of AML', lambda: fit_diagnosis(table, main)), stain=stain, profile=stain_rows(seen), not_frozen=failed)
@@ -127,18 +131,26 @@ def fit_study(
     from cblc.training import fit_settings
     from cblc.external import normalizer_of
     from cblc.judge import frozen_of
-    s, out, crop = settings, Path(out), replace(STANDARD, size=settings.size); part = lambda cells, *names: cells.patient_id.map(split).isin(names)
+    s, out, crop = settings, Path(out), replace(STANDARD, size=settings.size)
+    part = lambda cells, *names: cells.patient_id.map(split).isin(names)
     expert = cohort.cells[part(cohort.cells, 'train')].reset_index(drop=True)
     assert_disjoint(pd.concat([expert.assign(split='train'), found[~part(found, 'train')].assign(split='held')]))
-    one, _ = crops_of_cohort(cohort.images, expert, crop); two, shape = crops_of_cohort(cohort.images, found, crop); e, f = _train_labels(expert), _train_labels(found, artefacts=True)
-    fit = fit_settings(recipe=s.recipe, arch=s.arch, pretrained=s.pretrained, lr=s.lr, size=s.size, epochs=s.epochs, epochs2=s.epochs2, seed=s.seed, **(SMEARS if s.recipe == 'cblc' else {}))
-    take = lambda *names: _labelled(f, two, f.label.notna() & part(f, *names)); stages = dict(second_stage=take('train'), valid=take('valid'))
+    one, _ = crops_of_cohort(cohort.images, expert, crop); two, shape = crops_of_cohort(cohort.images, found, crop)
+    e, f = _train_labels(expert), _train_labels(found, artefacts=True)
+    fit = fit_settings(recipe=s.recipe, arch=s.arch, pretrained=s.pretrained, lr=s.lr, size=s.size, epochs=s.epochs,
+                       epochs2=s.epochs2, seed=s.seed, **(SMEARS if s.recipe == 'cblc' else {}))
+    take = lambda *names: _labelled(f, two, f.label.notna() & part(f, *names))
+    stages = dict(second_stage=take('train'), valid=take('valid'))
     def train(fit, folder, name):
-        fit_classifier(*_labelled(e, one, e.label.notna()), settings=fit, out=folder.parent/('training' if folder == out else f'training_{folder.name}'), **stages).save(folder, trained_on, command, name=name, crop=asdict(crop))
+        fit_classifier(*_labelled(e, one, e.label.notna()), settings=fit,
+                       out=folder.parent/('training' if folder == out else f'training_{folder.name}'), **stages).save(folder, trained_on, command, name=name, crop=asdict(crop))
         return Classifier.load(folder)
-    clf = train(fit, out, f'{s.recipe} on {cohort.name}'); plain = train(fit.by('plain', lr=s.lr, adapt_bn=0.), out.parent/'plain', f'plain on {cohort.name}') if s.baseline_plain else None
-    held = part(found, 'valid', 'internal').to_numpy(); cells = pd.concat([found, shape[[c for c in shape if c not in found]]], axis=1)[held].reset_index(drop=True)
-    cells = settle_artefacts(pd.concat([cells, clf.predict(two[held])], axis=1)); _freeze_study(cohort, cells, cohort.images[cohort.images.image_id.isin(found.image_id)], out)
+    clf = train(fit, out, f'{s.recipe} on {cohort.name}')
+    plain = train(fit.by('plain', lr=s.lr, adapt_bn=0.), out.parent/'plain', f'plain on {cohort.name}') if s.baseline_plain else None
+    held = part(found, 'valid', 'internal').to_numpy()
+    cells = pd.concat([found, shape[[c for c in shape if c not in found]]], axis=1)[held].reset_index(drop=True)
+    cells = settle_artefacts(pd.concat([cells, clf.predict(two[held])], axis=1))
+    _freeze_study(cohort, cells, cohort.images[cohort.images.image_id.isin(found.image_id)], out)
     stain = normalizer_of(frozen_of(read_bundle(out).meta), s.stain) if s.stain != 'none' else None
     return _other_opinions(cells, two[held], cohort.images, clf, plain, stain, crop, cohort.um_per_px)
 
@@ -148,9 +160,11 @@ def _found(cohort, main, segmenter, run):
     from cblc.segmentation import Segmenter, segment_images
     images = cohort.images[cohort.images.center.isin(main)]
     cells, problems = segment_images(images, Segmenter.load(segmenter or None), cohort.um_per_px)
-    if not len(cells): raise ValueError(f'cohort {cohort.name}: no cell was found in {len(images)} images of {", ".join(main)}; look at the images, or give another segmenter')
+    if not len(cells):
+        raise ValueError(f'cohort {cohort.name}: no cell was found in {len(images)} images of {", ".join(main)}; look at the images, or give another segmenter')
     _, cells = match_cells(cohort.cells[cohort.cells.image_id.isin(images.image_id)], cells)
-    write_cells(cells, run.folder/'found.parquet'); (run.folder/'problems.json').write_text(json.dumps(problems, ensure_ascii=False, indent=1))
+    write_cells(cells, run.folder/'found.parquet')
+    (run.folder/'problems.json').write_text(json.dumps(problems, ensure_ascii=False, indent=1))
 
 def _internal(cohort, cells, split, bundle, settings, folder):
     "Judge the model on the main patients it has not seen, as an external center is judged."
@@ -159,9 +173,11 @@ def _internal(cohort, cells, split, bundle, settings, folder):
     from cblc.judge import evaluate_center, frozen_of
     b = read_bundle(bundle, 'classifier'); ids = split.index[split == 'internal']
     mine = lambda t: t[t.patient_id.isin(ids)].reset_index(drop=True)
-    d = CenterData('internal', 'internal', mine(cohort.patients), mine(cohort.images), mine(cohort.cells), mine(cells), frozen_of(b.meta), [], b.id, b.meta)
+    d = CenterData('internal', 'internal', mine(cohort.patients), mine(cohort.images), mine(cohort.cells), mine(cells),
+                   frozen_of(b.meta), [], b.id, b.meta)
     result, table = evaluate_center(d, settings.n_boot, settings.seed)
-    result['warnings'] = [*result['warnings'], 'the patients\' threshold, the correction of ratios and the probability of AML were fitted on valid and internal patients: these figures are optimistic']
+    result['warnings'] = [*result['warnings'],
+                          'the patients\' threshold, the correction of ratios and the probability of AML were fitted on valid and internal patients: these figures are optimistic']
     write_center(result, table, d, folder); (Path(folder)/'manifest.json').write_text(json.dumps(dict(center='internal')))
 
 # %% ../nbs/07_study.ipynb #c012
@@ -180,12 +196,15 @@ def run_study(
     if len(faults): run.log(f'check: {len(faults)} faults, listed in check.csv; first: {faults.file.iloc[0]}: {faults.problem.iloc[0]}')
     split = split_main(cohort, settings); split.rename('split').rename_axis('patient_id').to_csv(run.folder/'split.csv')
     model = sorted(read_bundle(segmenter or shipped('segmenter'), 'segmenter').hashes.items())
-    data = fingerprint(*[Path(p) for p in cohort.images.path], cohort.patients.to_csv(), [g.wkb for g in cohort.cells.polygon], list(cohort.cells.code))
+    data = fingerprint(*[Path(p) for p in cohort.images.path], cohort.patients.to_csv(),
+                       [g.wkb for g in cohort.cells.polygon], list(cohort.cells.code))
     run.step('find cells', fingerprint(data, model), lambda: _found(cohort, main, segmenter, run), ['found.parquet', 'problems.json'])
     def fit():
-        cells = fit_study(cohort, read_cells(run.folder/'found.parquet'), split, settings, run.folder/'bundle', trained_on or f'the main centers of the cohort {cohort.name}')
+        cells = fit_study(cohort, read_cells(run.folder/'found.parquet'), split, settings, run.folder/'bundle',
+                          trained_on or f'the main centers of the cohort {cohort.name}')
         write_cells(cells, run.folder/'held_out.parquet')
-    run.step('train', fingerprint(data, model, settings), fit, ['bundle/bundle.json', 'held_out.parquet'] + ['plain/bundle.json']*settings.baseline_plain)
+    run.step('train', fingerprint(data, model, settings), fit,
+             ['bundle/bundle.json', 'held_out.parquet'] + ['plain/bundle.json']*settings.baseline_plain)
     run.step('validate inside', fingerprint(data, model, settings, Path(run.folder/'bundle'/'bundle.json')),
              lambda: _internal(cohort, read_cells(run.folder/'held_out.parquet'), split, run.folder/'bundle', settings, run.folder/'external'/'internal'), ['external/internal/center.json'])
     return _outside(run, root, cohort, external, segmenter, settings)
@@ -196,16 +215,19 @@ def _outside(run, root, cohort, external, segmenter, settings):
     from cblc.studypage import study_report
     from cblc.summary import read_centers, study_table
     folder, problems, s = run.folder/'external', {}, settings
-    told = ExternalSettings(str(segmenter or ''), plain=str(run.folder/'plain') if s.baseline_plain else '', stain=s.stain, n_boot=s.n_boot, seed=s.seed)
+    told = ExternalSettings(str(segmenter or ''), plain=str(run.folder/'plain') if s.baseline_plain else '', stain=s.stain,
+                            n_boot=s.n_boot, seed=s.seed)
     if external: _, problems = run_external(root, run.folder/'bundle', external, folder, told, run.log)
     done = [c for c in ['internal', *external] if (folder/c/'manifest.json').is_file() and c not in problems]
     table = study_table(folder, done); table.to_csv(run.folder/'study_table.csv', index=False)
     cells = pd.concat([read_cells(folder/c/'cells.parquet').assign(center=c) for c in done], ignore_index=True)
-    patients = pd.concat([pd.read_csv(folder/c/'patients.csv', dtype={'patient_id': str}).assign(center=c) for c in done], ignore_index=True)
+    patients = pd.concat([pd.read_csv(folder/c/'patients.csv', dtype={'patient_id': str}).assign(center=c) for c in done],
+                         ignore_index=True)
     b, said = read_bundle(run.folder/'bundle'), json.loads((run.folder/'problems.json').read_text())
     said = [*said, *[f'{c}: failed, {p}' for c, p in problems.items()]]
     links = {c: f'external/{c}/05_external.html' for c in external if c in done}
-    return study_report(read_centers(folder, done), patients, cells, b.meta, b.id, run.folder/'report.html', f'Study of {cohort.name}', links, said)
+    return study_report(read_centers(folder, done), patients, cells, b.meta, b.id, run.folder/'report.html',
+                        f'Study of {cohort.name}', links, said)
 
 # %% ../nbs/07_study.ipynb #c014
 def run_demo(
@@ -218,7 +240,8 @@ def run_demo(
     "Make the synthetic six-center cohort and study it."
     from cblc.cohort import make_cohort
     run = Run(out, say); root = run.folder/'cohort'; s = settings or StudySettings(seed=seed)
-    run.step('draw the synthetic cohort', fingerprint(cohort, seed, cblc.__version__), lambda: make_cohort(root, seed=seed, **cohort), ['cohort/cohort.toml'])
+    run.step('draw the synthetic cohort', fingerprint(cohort, seed, cblc.__version__),
+             lambda: make_cohort(root, seed=seed, **cohort), ['cohort/cohort.toml'])
     page = run_study(root, run.folder, s, trained_on='the synthetic cohort of `cblc demo`, Centers 1-3: drawn cells, no patient', say=say)
     show_table(run.folder/'study_table.csv', say)
     run.log(f'report: {page}')
@@ -226,11 +249,14 @@ def run_demo(
 
 def show_table(path, say=print):
     "Print a study's figures over cells and over patients, every method beside the model."
-    t = pd.read_csv(path); show = lambda r, k, d=3: f'{r[k]:.{d}f}' + (f' [{r[k+"_low"]:.{d}f}, {r[k+"_high"]:.{d}f}]' if r.get(f'{k}_low') == r.get(f'{k}_low') else '') if r.get(k) == r.get(k) and k in r else '-'
+    t = pd.read_csv(path)
+    show = lambda r, k, d=3: f'{r[k]:.{d}f}' + (f' [{r[k+"_low"]:.{d}f}, {r[k+"_high"]:.{d}f}]' if r.get(f'{k}_low') == r.get(f'{k}_low') else '') if r.get(k) == r.get(k) and k in r else '-'
     say(f'{"center":12} {"method":20} {"weighted F1":>22} {"sensitivity":>22} {"specificity":>22} {"cells":>6} {"patients":>8}')
-    for r in t[t.n.notna()].to_dict('records'): say(f'{r["center"]:12} {r["method"]:20} {show(r, "weighted_f1"):>22} {show(r, "sensitivity"):>22} {show(r, "specificity"):>22} {r["n"]:6.0f} {r["n_patients"]:8.0f}')
+    for r in t[t.n.notna()].to_dict('records'):
+        say(f'{r["center"]:12} {r["method"]:20} {show(r, "weighted_f1"):>22} {show(r, "sensitivity"):>22} {show(r, "specificity"):>22} {r["n"]:6.0f} {r["n_patients"]:8.0f}')
     say(f'{"center":12} {"method":20} {"AUC of AML":>22} {"error, points":>22} {"interval holds ratio":>22} {"AML/of":>6}')
-    for r in t[t.patient_n_diagnosed.notna()].to_dict('records'): say(f'{r["center"]:12} {r["method"]:20} {show(r, "patient_auc"):>22} {show(r, "patient_mae", 1):>22} {show(r, "patient_covered", 2):>22} {r["patient_n_aml"]:3.0f}/{r["patient_n_diagnosed"]:.0f}')
+    for r in t[t.patient_n_diagnosed.notna()].to_dict('records'):
+        say(f'{r["center"]:12} {r["method"]:20} {show(r, "patient_auc"):>22} {show(r, "patient_mae", 1):>22} {show(r, "patient_covered", 2):>22} {r["patient_n_aml"]:3.0f}/{r["patient_n_diagnosed"]:.0f}')
     say(DISCLAIMER)
 
 # %% ../nbs/07_study.ipynb #c024
@@ -249,7 +275,8 @@ def gather(
     from cblc.segmentation import SLIDE_SUFFIXES, slide_fields
     paths, rows, problems, um = [], [], [], None
     for p in map(Path, inputs):
-        if p.is_dir(): paths += [q for q in sorted(p.iterdir()) if q.suffix.lower() in SLIDE_SUFFIXES] + (image_paths(p) if _has_images(p) else [])
+        if p.is_dir():
+            paths += [q for q in sorted(p.iterdir()) if q.suffix.lower() in SLIDE_SUFFIXES] + (image_paths(p) if _has_images(p) else [])
         elif p.exists(): paths.append(p)
         else: problems.append(f'{p}: no such file; check the path')
     for p in dict.fromkeys(paths):
@@ -277,7 +304,8 @@ def _correct(summary, cells, images, meta):
     from cblc.prevalence import correct_patient
     from cblc.serial import count_smears, serial_table
     v, c = correction_of(frozen_of(meta)); days = smear_dates(images); said, more, course = [], {}, None
-    if days: said.append(f'smears of {len(set(days.values()))} dates are counted together in the ratio' + ('' if v else '; the bundle holds no frozen validation to compare them by'))
+    if days:
+        said.append(f'smears of {len(set(days.values()))} dates are counted together in the ratio' + ('' if v else '; the bundle holds no frozen validation to compare them by'))
     if v is not None:
         more = correct_patient(cells, v, c); said += more.pop('warnings')
         if days: course = serial_table(count_smears(cells.assign(smear_id=cells.image_id.map(days))), {d: d for d in days.values()}, v, c)
@@ -294,7 +322,8 @@ def diagnose(
 )->dict:                     # the summary
     "Go from one patient's pictures to cells.parquet, cells.geojson, summary.json and report.html."
     run = Run(out, say); images, um, problems = gather(inputs, run.folder/'fields')
-    if not len(images): raise ValueError((problems or [f'{", ".join(map(str, inputs))}: no pictures here; give PNG, JPEG, TIFF or BMP files, a folder of them, or a slide'])[0])
+    if not len(images):
+        raise ValueError((problems or [f'{", ".join(map(str, inputs))}: no pictures here; give PNG, JPEG, TIFF or BMP files, a folder of them, or a slide'])[0])
     from cblc.classifier import Classifier
     from cblc.centers import classify_images
     from cblc.patient import summarize_patient
@@ -307,10 +336,12 @@ def diagnose(
     problems += bad
     if len(bad) == len(images): raise ValueError(bad[0])
     for p in problems: run.log(f'skipped: {p}')
-    said = [*[f'skipped: {p}' for p in problems], *bundle.meta.get('warnings', []), f'The model was trained on: {bundle.meta["trained_on"]}.']
+    said = [*[f'skipped: {p}' for p in problems], *bundle.meta.get('warnings', []),
+            f'The model was trained on: {bundle.meta["trained_on"]}.']
     summary, course = _correct(summarize_patient(cells, patient, n_images=len(images)-len(bad), model=bundle.id, warnings=said), cells, images, bundle.meta)
     if course is not None: course.to_csv(run.folder/'smears.csv')
     write_geojson(cells, run.folder/'cells.geojson')
-    write_patient(summary, cells, images, run.folder, crops, bundle.meta, files='cells.parquet (a row a cell), cells.geojson (opens in QuPath), summary.json' + ', smears.csv (a row a date)'*(course is not None), serial=course)
+    write_patient(summary, cells, images, run.folder, crops, bundle.meta,
+                  files='cells.parquet (a row a cell), cells.geojson (opens in QuPath), summary.json' + ', smears.csv (a row a date)'*(course is not None), serial=course)
     run.log(f'{patient}: {summary["n_cells"]} cells in {summary["n_images"]} images, report: {run.folder/"report.html"}')
     return summary

@@ -18,9 +18,12 @@ from .report import LIMITS, _model_rows, _pct, _render, _write, figure_uri
 from .summary import drift, plot_forest, pool_centers, table_of
 
 # %% ../nbs/06a_studypage.ipynb #c006
-CELL_METRICS = dict(weighted_f1='weighted F1', sensitivity='sensitivity', specificity='specificity', balanced_accuracy='balanced accuracy', auc='AUC', ece='ECE')
-METHODS = dict(model='model, classify and count', corrected='model, corrected', majority='majority class', nc_ratio='N:C threshold', plain='plain classifier', reinhard='model, stain by Reinhard', macenko='model, stain by Macenko')
-PATIENT_METRICS = {'auc': 'AUC', 'p_against_model': 'p against the model', 'sensitivity at 20 %': 'sensitivity at 20 %', 'specificity at 20 %': 'specificity at 20 %', 'mae': 'mean error, points', 'covered': 'interval holds it'}
+CELL_METRICS = dict(weighted_f1='weighted F1', sensitivity='sensitivity', specificity='specificity',
+                    balanced_accuracy='balanced accuracy', auc='AUC', ece='ECE')
+METHODS = dict(model='model, classify and count', corrected='model, corrected', majority='majority class',
+               nc_ratio='N:C threshold', plain='plain classifier', reinhard='model, stain by Reinhard', macenko='model, stain by Macenko')
+PATIENT_METRICS = {'auc': 'AUC', 'p_against_model': 'p against the model', 'sensitivity at 20 %': 'sensitivity at 20 %',
+                   'specificity at 20 %': 'specificity at 20 %', 'mae': 'mean error, points', 'covered': 'interval holds it'}
 
 def _value(d, k, digits=3):
     "Say a figure and its interval"
@@ -57,7 +60,8 @@ def _stain_rows(centers):
     out = []
     for c in centers:
         q = c.get('quality') or {}; s = sorted(((abs(v), k, v) for k, v in (q.get('shift') or {}).items() if v == v), reverse=True)[:3]
-        if q: out.append(dict(center=c['center'], n=f'{q["n_measured"]} of {q["n_fields"]}', distance=_value(q, 'distance', 1)[0], most=', '.join(f'{k} {v:+.1f}' for _, k, v in s), far=(q.get('distance') or 0) > 3, notes=len(q.get('notes', []))))
+        if q:
+            out.append(dict(center=c['center'], n=f'{q["n_measured"]} of {q["n_fields"]}', distance=_value(q, 'distance', 1)[0], most=', '.join(f'{k} {v:+.1f}' for _, k, v in s), far=(q.get('distance') or 0) > 3, notes=len(q.get('notes', []))))
     return out
 
 def _group_rows(centers):
@@ -72,42 +76,60 @@ def _add(out, alt, plot, size, wide=False):
 
 def _ratio_figures(p):
     "Draw what the patients' ratios show"
-    out, against = [], known_ratio(p); who, typed = 100*p.who_blast_ratio, p.expert_blast_percent.astype(float) if 'expert_blast_percent' in p else pd.Series(np.nan, p.index)
-    _add(out, 'Each patient\'s CBLC ratio with its 95 % interval, against the clinical bands.', lambda ax: plot_bands(p, ax), (9, 3.4), True)
+    out, against = [], known_ratio(p)
+    who, typed = 100*p.who_blast_ratio, p.expert_blast_percent.astype(float) if 'expert_blast_percent' in p else pd.Series(np.nan, p.index)
+    _add(out, 'Each patient\'s CBLC ratio with its 95 % interval, against the clinical bands.', lambda ax: plot_bands(p, ax),
+         (9, 3.4), True)
     name = 'true' if against == 'true_cblc_ratio' else "experts'"
-    if against and 'corrected_ratio' in p: _add(out, f'Plain and corrected ratio against the {name} ratio.', lambda ax: plot_corrected(p.assign(raw_ratio=p.cblc_ratio), p[against].astype(float), ax).set_xlabel(f'{name} CBLC ratio, %'), (3.6, 3.6))
+    if against and 'corrected_ratio' in p:
+        _add(out, f'Plain and corrected ratio against the {name} ratio.',
+             lambda ax: plot_corrected(p.assign(raw_ratio=p.cblc_ratio), p[against].astype(float),
+                                       ax).set_xlabel(f'{name} CBLC ratio, %'), (3.6, 3.6))
     elif against: _add(out, f'The model\'s ratio against the {name} ratio.', lambda ax: plot_ratio_truth(p, against, ax), (3.6, 3.6))
     if (who.notna() & typed.notna()).sum() > 3:
-        _add(out, 'WHO blast ratio of the model against the percentage in the file: differences (Bland and Altman).', lambda ax: plot_bland_altman(who, typed, ('model', 'file'), ax), (4, 3.6))
-        with np.errstate(invalid='ignore'): _add(out, 'The same, as a line (Passing and Bablok).', lambda ax: plot_passing_bablok(typed, who, ('blasts in the file', 'model'), ax), (3.8, 3.6))
+        _add(out, 'WHO blast ratio of the model against the percentage in the file: differences (Bland and Altman).',
+             lambda ax: plot_bland_altman(who, typed, ('model', 'file'), ax), (4, 3.6))
+        with np.errstate(invalid='ignore'):
+            _add(out, 'The same, as a line (Passing and Bablok).',
+                 lambda ax: plot_passing_bablok(typed, who, ('blasts in the file', 'model'), ax), (3.8, 3.6))
     return out
 
 def _diagnosis_figures(p, frozen, internal):
     "Draw what the ratio says about the diagnosis"
-    k = p[p.diagnosis.notna() & p.cblc_ratio.notna()] if 'diagnosis' in p else p[:0]; t = k.diagnosis == 'AML' if len(k) else pd.Series(dtype=bool); out = []
+    k = p[p.diagnosis.notna() & p.cblc_ratio.notna()] if 'diagnosis' in p else p[:0]
+    t = k.diagnosis == 'AML' if len(k) else pd.Series(dtype=bool); out = []
     if not 0 < t.sum() < len(t): return out
     marks = at_thresholds(k, frozen, internal=internal); scores = {'CBLC ratio': k.cblc_ratio, 'WHO blasts': k.who_blast_ratio}
     _add(out, 'ROC curves of AML against the rest, with the thresholds.', lambda ax: plot_roc(t, scores, marks, ax), (3.8, 3.7))
     if 'p_AML' not in k: return out
-    _add(out, 'Were patients AML as often as the model said?', lambda ax: plot_p_aml(t, k.p_AML, ax), (3.6, 3.6)); _add(out, 'Net benefit of working up patients by the model (decision curve).', lambda ax: plot_decision(decision_curve(t, k.p_AML), len(t), ax), (4, 3.4))
-    _add(out, 'AML, other disease and none: called by the model, against the diagnosis.', lambda ax: plot_diagnoses(k.diagnosis, k.call, ax), (3.4, 3.2)); return out
+    _add(out, 'Were patients AML as often as the model said?', lambda ax: plot_p_aml(t, k.p_AML, ax), (3.6, 3.6))
+    _add(out, 'Net benefit of working up patients by the model (decision curve).',
+         lambda ax: plot_decision(decision_curve(t, k.p_AML), len(t), ax), (4, 3.4))
+    _add(out, 'AML, other disease and none: called by the model, against the diagnosis.',
+         lambda ax: plot_diagnoses(k.diagnosis, k.call, ax), (3.4, 3.2))
+    return out
 
 def _cell_figures(cells, vocabulary):
     "Draw what the matched cells show"
     c, out = cells[cells.code.notna()], []; c = c[vocabulary.is_nucleated(c.code).to_numpy(bool)]
     if not len(c): return out
-    _add(out, 'Calibration of the CBLC probability over matched cells.', lambda ax: plot_calibration(vocabulary.is_cblc(c.code).to_numpy(bool), c.p_cblc, ax), (3.6, 3.6))
-    _add(out, 'Confusion of categories over matched cells, rows in percent.', lambda ax: plot_confusion(vocabulary.category_of(c.code), c.category, ax), (6.2, 6.2), 'tall'); return out
+    _add(out, 'Calibration of the CBLC probability over matched cells.',
+         lambda ax: plot_calibration(vocabulary.is_cblc(c.code).to_numpy(bool), c.p_cblc, ax), (3.6, 3.6))
+    _add(out, 'Confusion of categories over matched cells, rows in percent.',
+         lambda ax: plot_confusion(vocabulary.category_of(c.code), c.category, ax), (6.2, 6.2), 'tall')
+    return out
 
 def _forests(table, pooled):
     "Draw the centers' figures with what they say together"
     out = []
-    for f in [k for k in ('patient_auc', 'weighted_f1') if k in table and table[k].notna().any()]: _add(out, f'Every center and the pooled {"AUC" if "auc" in f else "weighted F1"}; gray: the internal validation, which is not pooled.', lambda ax, f=f: plot_forest(table, f, pooled, ax=ax), (6.6, 2.9))
+    for f in [k for k in ('patient_auc', 'weighted_f1') if k in table and table[k].notna().any()]:
+        _add(out, f'Every center and the pooled {"AUC" if "auc" in f else "weighted F1"}; gray: the internal validation, which is not pooled.', lambda ax, f=f: plot_forest(table, f, pooled, ax=ax), (6.6, 2.9))
     return out
 
 # %% ../nbs/06a_studypage.ipynb #c010
 def _counts_and_flow(centers, links):
-    n = {f'n_{k}': sum(int(c.get(v) or 0) for c in centers) for k, v in (('patients', 'n_patients'), ('images', 'n_images'), ('cells', 'n_counted'))}
+    n = {f'n_{k}': sum(int(c.get(v) or 0) for c in centers)
+         for k, v in (('patients', 'n_patients'), ('images', 'n_images'), ('cells', 'n_counted'))}
     found = [dict(center=c['center'], **{k: _value(c['detection'], k)[0] for k in ('recall', 'precision', 'pq')}, **{k: c['detection'].get(k, 0) for k in ('n_expert', 'n_predicted')}) for c in centers if c.get('detection')]
     return dict(n, centers=[{**c, 'link': links.get(c['center'])} for c in centers], detection=found)
 
@@ -119,7 +141,8 @@ def study_report(centers,              # list of what `center.json` holds, in th
                  warnings=(), vocabulary=VOCABULARY
                 )->Path:
     "Write the page of a study over centers"
-    table = table_of(centers); pooled = pool_centers(table); names, drifts = _drift_rows(drift(table)); outer = [c['center'] for c in centers if c['role'] == 'external']
+    table = table_of(centers); pooled = pool_centers(table); names, drifts = _drift_rows(drift(table))
+    outer = [c['center'] for c in centers if c['role'] == 'external']
     key = 'truth' if any((c['patients'].get('n_truth') or 0) > 0 for c in centers) else 'expert'
     def outside(t): return t[t.center.isin(outer)] if outer and 'center' in t else t
     frozen = next((t for c in centers for t in [threshold_of(c.get('frozen') or {})] if t and t['threshold'] == t['threshold']), None)

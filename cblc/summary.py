@@ -17,7 +17,8 @@ def read_centers(out, centers=None)->list:
     "Read the `center.json` of every finished center, null as NaN"
     names = centers if centers is not None else sorted(p.parent.name for p in Path(out).glob('*/manifest.json'))
     def nan(d): return {k: nan(v) if isinstance(v, dict) else np.nan if v is None else v for k, v in d.items()}
-    return [nan(json.loads((Path(out)/str(c)/'center.json').read_text(encoding='utf-8'))) for c in names if (Path(out)/str(c)/'manifest.json').is_file()]
+    return [nan(json.loads((Path(out)/str(c)/'center.json').read_text(encoding='utf-8')))
+            for c in names if (Path(out)/str(c)/'manifest.json').is_file()]
 
 def table_of(centers              # what `read_centers` gave
             )->pd.DataFrame:      # one row a center and method; every figure with its interval and counts
@@ -25,7 +26,8 @@ def table_of(centers              # what `read_centers` gave
     rows = []
     for d in centers:
         for method in dict.fromkeys([*d['cells'], *d.get('methods', {})]):
-            row = dict(center=d['center'], role=d['role'], method=method, **d['cells'].get(method, {})) | {f'patient_{k}': v for k, v in d.get('methods', {}).get(method, {}).items()}
+            row = dict(center=d['center'], role=d['role'], method=method,
+                       **d['cells'].get(method, {})) | {f'patient_{k}': v for k, v in d.get('methods', {}).get(method, {}).items()}
             if method == 'model':
                 row |= {f'patient_{k}': v for k, v in d['patients'].items()} | {f'detection_{k}': v for k, v in d['detection'].items()} | dict(stain_distance=d.get('quality', {}).get('distance', np.nan))
             rows.append(row)
@@ -44,9 +46,12 @@ POOLED = dict(weighted_f1=('weighted F1', 'logit', 'n_patients'), sensitivity=('
 def _steps(g, figure, n):
     "Count how many steps a figure can make between its borders"
     def count(k): return g[k].astype(float) if k in g else g[n].astype(float)
-    m = g[n].astype(float); of = dict(weighted_f1=lambda: count('n'), sensitivity=lambda: count('n_pos'), specificity=lambda: count('n') - count('n_pos'), patient_auc=lambda: count('patient_n_aml')*count('patient_n_other'))
+    m = g[n].astype(float)
+    of = dict(weighted_f1=lambda: count('n'), sensitivity=lambda: count('n_pos'),
+              specificity=lambda: count('n') - count('n_pos'), patient_auc=lambda: count('patient_n_aml')*count('patient_n_other'))
     return of.get(figure, lambda: m*(m*m - 1)/12 if 'spearman' in figure else m)().to_numpy()
-_SCALES = dict(logit=(special.logit, special.expit, lambda x, h: np.clip(x, h, 1 - h)), fisher=(np.arctanh, np.tanh, lambda x, h: np.clip(x, h - 1, 1 - h)), plain=(lambda x: x, lambda x: x, lambda x, h: x))
+_SCALES = dict(logit=(special.logit, special.expit, lambda x, h: np.clip(x, h, 1 - h)),
+               fisher=(np.arctanh, np.tanh, lambda x, h: np.clip(x, h - 1, 1 - h)), plain=(lambda x: x, lambda x: x, lambda x, h: x))
 
 def on_scale(value, low, high, n, scale='logit')->tuple:  # n: steps the figure can make; effect and its standard error on the scale; NaN where undefined
     "Move a figure and its 95 % interval to the scale it is pooled on"
@@ -57,13 +62,19 @@ def on_scale(value, low, high, n, scale='logit')->tuple:  # n: steps the figure 
 def pool(effect, se)->dict:   # k, fixed, random with _low, _high; next_low, next_high; q, df, p, i2, tau2
     "Summarize effects over centers, and how much they differ"
     from statsmodels.stats.meta_analysis import combine_effects
-    y, s = np.asarray(effect, float), np.asarray(se, float); ok = np.isfinite(y) & np.isfinite(s) & (s > 0); y, s, k = y[ok], s[ok], int(ok.sum())
+    y, s = np.asarray(effect, float), np.asarray(se, float); ok = np.isfinite(y) & np.isfinite(s) & (s > 0)
+    y, s, k = y[ok], s[ok], int(ok.sum())
     names = [f'{m}{e}' for m in ('fixed', 'random') for e in ('', '_low', '_high')] + ['next_low', 'next_high', 'q', 'p', 'i2', 'tau2']
-    if k < 2: return dict.fromkeys(names, np.nan) | dict(k=k, df=max(k - 1, 0)) | (dict(zip(names[:3], (y[0], y[0] - 1.959964*s[0], y[0] + 1.959964*s[0]))) if k else {})
-    with np.errstate(invalid='ignore', divide='ignore'): r = combine_effects(y, s**2, method_re='dl')      # it does not hold tau2 at 0 from below, and divides by Q
+    if k < 2:
+        return dict.fromkeys(names, np.nan) | dict(k=k,
+                                                   df=max(k - 1, 0)) | (dict(zip(names[:3], (y[0], y[0] - 1.959964*s[0], y[0] + 1.959964*s[0]))) if k else {})
+    # it does not hold tau2 at 0 from below, and divides by Q
+    with np.errstate(invalid='ignore', divide='ignore'): r = combine_effects(y, s**2, method_re='dl')
     tau2 = max(float(r.tau2), 0.); w = 1/(s**2 + tau2); z, t = stats.norm.ppf(.975), stats.t.ppf(.975, k - 1)
-    fixed, sf, random = float(r.mean_effect_fe), float(r.sd_eff_w_fe), float((w*y).sum()/w.sum()); hk = np.sqrt((w*(y - random)**2).sum()/((k - 1)*w.sum()))
-    sr = max(hk, 1/np.sqrt(w.sum())); far = stats.t.ppf(.975, k - 2)*np.sqrt(tau2 + 1/w.sum()) if k > 2 else np.nan          # never narrower than without Hartung and Knapp
+    fixed, sf, random = float(r.mean_effect_fe), float(r.sd_eff_w_fe), float((w*y).sum()/w.sum())
+    hk = np.sqrt((w*(y - random)**2).sum()/((k - 1)*w.sum()))
+    # never narrower than without Hartung and Knapp
+    sr = max(hk, 1/np.sqrt(w.sum())); far = stats.t.ppf(.975, k - 2)*np.sqrt(tau2 + 1/w.sum()) if k > 2 else np.nan
     return dict(k=k, df=k - 1, fixed=fixed, fixed_low=fixed - z*sf, fixed_high=fixed + z*sf, random=random, random_low=random - t*sr, random_high=random + t*sr, next_low=random - far, next_high=random + far,
                 q=max(0., float(r.q)), p=float(stats.chi2.sf(r.q, k - 1)), i2=max(0., float(1 - (k - 1)/r.q)) if r.q > 0 else 0., tau2=tau2)
 
@@ -92,13 +103,20 @@ def drift(table, figures=POOLED, method='model', reference='internal')->pd.DataF
 def plot_forest(table, figure='patient_auc', pooled=None, figures=POOLED, method='model', ax=None):
     "Plot one figure of every center with its interval and count, and what they say together"
     name, scale, n = figures[figure]; d = table[table.method == method]; ax = _axis(ax, (5.4, .34*len(d) + 1.3)); rows = []
-    for r in d.to_dict('records'): rows.append((f'{r["center"]} ({"-" if pd.isna(r.get(n)) else int(r[n])})', r[figure], r[f'{figure}_low'], r[f'{figure}_high'], '#888' if r['role'] != 'external' else '#1e63c4', 's'))
+    for r in d.to_dict('records'):
+        rows.append((f'{r["center"]} ({"-" if pd.isna(r.get(n)) else int(r[n])})', r[figure], r[f'{figure}_low'], r[f'{figure}_high'], '#888' if r['role'] != 'external' else '#1e63c4', 's'))
     p = pooled.loc[figure] if pooled is not None and figure in pooled.index else None
-    if p is not None and p.k > 1: rows += [('fixed effect', p.fixed, p.fixed_low, p.fixed_high, '#b5105e', 'D'), ('random effects', p.random, p.random_low, p.random_high, '#b5105e', 'D')] + ([('next center', np.nan, p.next_low, p.next_high, '#d9a3bb', '')] if p.next_low == p.next_low else [])
+    if p is not None and p.k > 1:
+        rows += [('fixed effect', p.fixed, p.fixed_low, p.fixed_high, '#b5105e', 'D'),
+                 ('random effects', p.random, p.random_low, p.random_high, '#b5105e',
+                  'D')] + ([('next center', np.nan, p.next_low, p.next_high, '#d9a3bb', '')] if p.next_low == p.next_low else [])
     for i, (label, v, lo, hi, color, marker) in enumerate(rows):
         if lo == lo: ax.hlines(-i, lo, hi, color=color, lw=1.6 if marker else 4)
         if v == v: ax.plot(v, -i, marker, color=color, ms=6)
-        ax.annotate(f'{v:.2f} [{lo:.2f}, {hi:.2f}]' if v == v else f'[{lo:.2f}, {hi:.2f}]' if lo == lo else 'not defined', (1.02, -i), xycoords=('axes fraction', 'data'), va='center', fontsize=8)
+        ax.annotate(f'{v:.2f} [{lo:.2f}, {hi:.2f}]' if v == v else f'[{lo:.2f}, {hi:.2f}]' if lo == lo else 'not defined',
+                    (1.02, -i), xycoords=('axes fraction', 'data'), va='center', fontsize=8)
     said = '' if p is None or not p.k > 1 else f'; Q={p.q:.1f} (p={p.p:.2g}), I²={100*p.i2:.0f} %'
-    ax.set(yticks=[-i for i in range(len(rows))], yticklabels=[r[0] for r in rows], xlabel=name, ylim=(-len(rows) + .4, .6), title=f'{name}{said}'); ax.title.set_fontsize(9); ax.tick_params(labelsize=8); ax.spines['left'].set_visible(False)
+    ax.set(yticks=[-i for i in range(len(rows))], yticklabels=[r[0] for r in rows], xlabel=name, ylim=(-len(rows) + .4, .6),
+           title=f'{name}{said}')
+    ax.title.set_fontsize(9); ax.tick_params(labelsize=8); ax.spines['left'].set_visible(False)
     return ax

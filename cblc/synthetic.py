@@ -70,7 +70,8 @@ CENTERS = {s.name: s for s in (
                 gamma=1.1, saturation=1.05, noise=2., jpeg=88, density=46, film=.08, crowd=.75, red=.2, fuse=.15, fat=.3, tilt=(('P', 2.), ('M2', 1.3))))}
 
 # %% ../nbs/00a_synthetic.ipynb #c009
-_GLASS = ((238, 233, 238), (250, 226, 196), (224, 228, 246), (205, 205, 203), (226, 214, 228), (232, 238, 226), (252, 250, 250), (244, 220, 222), (196, 200, 214))
+_GLASS = ((238, 233, 238), (250, 226, 196), (224, 228, 246), (205, 205, 203), (226, 214, 228), (232, 238, 226),
+          (252, 250, 250), (244, 220, 222), (196, 200, 214))
 def random_style(
     rng:np.random.Generator,
     spread:float=1., # how far the stain strays, 0 textbook to 1 wide
@@ -101,7 +102,8 @@ def _film(rng, C, um, style):
     z = 1 + .35*noise(rng, s, um, 25) + .2*noise(rng, s, um, 7) + .12*noise(rng, s, um, 1.8) + .08*noise(rng, s, um, .6)
     z = np.clip(z, 0, 3)*np.float32(style.film*rng.uniform(.3, 1.6))
     for i, share in enumerate((blue, .12, 1-blue)): C[i] += np.float32(share)*z
-    C[1] += np.float32(.25*style.dirt*rng.uniform(0, 1.5))*np.clip(noise(rng, s, um, 1.4) + .5*noise(rng, s, um, 9) - 1.8, 0, 1) # lilac flecks
+    # lilac flecks
+    C[1] += np.float32(.25*style.dirt*rng.uniform(0, 1.5))*np.clip(noise(rng, s, um, 1.4) + .5*noise(rng, s, um, 9) - 1.8, 0, 1)
 
 def _red_cell(rng, um, size, oval, pallor, rim):
     "Draw one red cell's thickness: soft edge, pale middle"
@@ -117,7 +119,8 @@ def _red_cell(rng, um, size, oval, pallor, rim):
 def _red_cells(rng, C, um, style, occupied):
     "Lay red cells, alone and in stacks, where no nucleated cell lies"
     h, w = C.shape[1:]; T = np.zeros((1, h, w), np.float32); left = 0
-    look = dict(size=rng.uniform(.93, 1.07), oval=rng.uniform(.02, .12), pallor=rng.choice([.1, .35, .6, .8]), rim=np.float32(rng.uniform(0, .25)))
+    look = dict(size=rng.uniform(.93, 1.07), oval=rng.uniform(.02, .12), pallor=rng.choice([.1, .35, .6, .8]),
+                rim=np.float32(rng.uniform(0, .25)))
     for _ in range(int(rng.uniform(.3, 1.5)*style.red*w*h*um*um/43)):
         if left: x += rng.uniform(2.6, 6)*np.cos(a); y += rng.uniform(2.6, 6)*np.sin(a); a += rng.normal()*.35; left -= 1
         else:
@@ -133,7 +136,8 @@ def _red_cells(rng, C, um, style, occupied):
 def _scratch(rng, C, um):
     "Draw a light double streak across the smear"
     h, w = C.shape[1:]; y, x = np.mgrid[:h, :w].astype(np.float32); a = rng.uniform(0, np.pi); r = rng.uniform(60, 400)/um
-    cx, cy = w*rng.uniform() + r*np.cos(a), h*rng.uniform() + r*np.sin(a); d = (np.hypot(x-np.float32(cx), y-np.float32(cy)) - np.float32(r))*np.float32(um)
+    cx, cy = w*rng.uniform() + r*np.cos(a), h*rng.uniform() + r*np.sin(a)
+    d = (np.hypot(x-np.float32(cx), y-np.float32(cy)) - np.float32(r))*np.float32(um)
     C *= 1 - .85*np.exp(-(d/rng.uniform(.2, .5))**2) - .4*np.exp(-((d-1.2)/.4)**2)
 
 def _fat_holes(rng, C, um, style, occupied):
@@ -147,7 +151,9 @@ def _fat_holes(rng, C, um, style, occupied):
 
 def _platelet(rng, um):
     "Draw a platelet: small, lilac, granular"
-    m = sample_morphology(rng, '0'); m.update(diam=rng.uniform(1.8, 3.8), rough=.12, oval=rng.uniform(0, .3), dens=rng.uniform(.1, .4), fine=.3, nc=.35, ecc=0., bumpy=.15, vac=0., blebs=0., azur=0., halo=0., fold=0., nucleoli=0., soft=.5)
+    m = sample_morphology(rng, '0')
+    m.update(diam=rng.uniform(1.8, 3.8), rough=.12, oval=rng.uniform(0, .3), dens=rng.uniform(.1, .4), fine=.3, nc=.35,
+             ecc=0., bumpy=.15, vac=0., blebs=0., azur=0., halo=0., fold=0., nucleoli=0., soft=.5)
     m.update(azure=rng.uniform(.12, .3), violet=rng.uniform(.06, .2), eosin=.1, haem=0., dust=rng.uniform(.3, .8), grain=.3)
     return draw_cell(rng, m, um)
 
@@ -236,7 +242,8 @@ def _blend(rng, code, prior, difficulty):
     return a, b, s, posterior(a, b, s, prior, difficulty)
 
 # %% ../nbs/00a_synthetic.ipynb #c021
-MARROW = dict(N=1, N1=3, N2=12, N3=12, N4=15, N5=20, E=3, B=.2, M2=2, R=.5, R1=2, R2=14, R3=7, L=10, P=1, J=.1, J1=.1, J2=.2, A=.2, V=1) # a healthy adult, percent
+# a healthy adult, percent
+MARROW = dict(N=1, N1=3, N2=12, N3=12, N4=15, N5=20, E=3, B=.2, M2=2, R=.5, R1=2, R2=14, R3=7, L=10, P=1, J=.1, J1=.1, J2=.2, A=.2, V=1)
 
 class Field(NamedTuple):
     "A picture and what is on it"
@@ -250,7 +257,8 @@ def _place(rng, radii, W, H, crowd, inside):
     for r in radii:
         for i in range(60):
             if len(xs) and rng.uniform() < crowd:
-                u, v, q = xs[rng.integers(len(xs))]; a, d = rng.uniform(0, 2*np.pi), (q+r)*rng.uniform(.88, 1.06); x, y = u + d*np.cos(a), v + d*np.sin(a)
+                u, v, q = xs[rng.integers(len(xs))]; a, d = rng.uniform(0, 2*np.pi), (q+r)*rng.uniform(.88, 1.06)
+                x, y = u + d*np.cos(a), v + d*np.sin(a)
             else: x, y = rng.uniform(-over*r, W+over*r), rng.uniform(-over*r, H+over*r)
             if not (-over*r <= x <= W+over*r and -over*r <= y <= H+over*r): continue
             near = .86 - (.5*(i/60)**2 if inside else 0)

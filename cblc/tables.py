@@ -25,7 +25,8 @@ def _rows(csv_path, need): # the table as text, exactly as it stands
     csv_path = Path(csv_path)
     if not csv_path.is_file(): raise ValueError(f'{csv_path}: no such table; give a CSV with the columns path and label')
     try: t = pd.read_csv(csv_path, dtype=str, keep_default_na=False, encoding='utf-8-sig')
-    except (ValueError, pd.errors.ParserError) as e: raise ValueError(f'{csv_path}: not readable as a CSV table ({str(e).splitlines()[0][:100]})') from e
+    except (ValueError, pd.errors.ParserError) as e:
+        raise ValueError(f'{csv_path}: not readable as a CSV table ({str(e).splitlines()[0][:100]})') from e
     for c in need:
         if c not in t: raise ValueError(f"{csv_path}: has no column {c!r}, only {', '.join(t) or 'none'}; add it")
     if not len(t): raise ValueError(f'{csv_path}: has no rows')
@@ -62,13 +63,17 @@ def fit_csv(csv_path, # table of a crop cohort
     say(f"{csv_path}: labels are {'the codes of the vocabulary' if vocabulary is not None else 'free names, so there is no p_cblc'}")
     generative = isinstance(s, DiffusionSettings); how = view_settings('sized' if generative else s.view, s.size)
     use, crops, v, warn = _usable(csv_path, how, say); ids = use.patient_id.replace('', None) if 'patient_id' in use else None
-    if list((out/'run').rglob(Checkpoint.FILE)): say(f'{out/"run"}: an unfinished training; with the same cells and settings it goes on where it was stopped')
-    pick = lambda k: (crops[k], use.label[k].replace('', None).tolist(), None if ids is None else ids[k].tolist()); centers = sorted(set(_centers(use)) - {''})
-    clf = (fit_diffusion if generative else fit_classifier)(*pick(~v), centers or None, settings=s, vocabulary=vocabulary, valid=pick(v) if v.any() else None, out=out/'run')
+    if list((out/'run').rglob(Checkpoint.FILE)):
+        say(f'{out/"run"}: an unfinished training; with the same cells and settings it goes on where it was stopped')
+    pick = lambda k: (crops[k], use.label[k].replace('', None).tolist(), None if ids is None else ids[k].tolist())
+    centers = sorted(set(_centers(use)) - {''})
+    clf = (fit_diffusion if generative else fit_classifier)(*pick(~v), centers or None, settings=s, vocabulary=vocabulary,
+                                                            valid=pick(v) if v.any() else None, out=out/'run')
     for n in (f'started from {clf.start}', *clf.notes, f"validation: {', '.join(f'{k} {x:.3g}' for k, x in clf.metrics.items())}"): say(n)
     name, crop = Path(csv_path).name, None if isinstance(how, int) else asdict(how)
     how = f'--recipe diffusion --size {s.size} --seed {s.seed} (steps={s.steps})' if generative else f'--recipe {s.recipe} --arch {s.arch} --epochs {s.epochs} --size {s.size} --seed {s.seed}' + f' (folds={s.folds})'*(s.folds > 1)
-    return clf.save(out, trained_on or f'{len(use)} crops of the table {name}, with labels as given there', f'cblc fit {name} {how}', warnings=warn, crop=crop)
+    return clf.save(out, trained_on or f'{len(use)} crops of the table {name}, with labels as given there',
+                    f'cblc fit {name} {how}', warnings=warn, crop=crop)
 
 # %% ../nbs/03c_tables.ipynb #c008
 LOADERS = dict(classifier=load_classifier, diffusion=load_diffusion) # kind of a bundle -> what opens it
@@ -95,14 +100,17 @@ def predict_csv(csv_path, # table with a column `path`, relative to itself, and 
     pred, bad = pd.DataFrame(index=t.index, columns=cols, dtype=object), []
     for rows in _shuffled(t):
         for s in batches(len(rows), chunk):
-            crops, got, _, faults = read_singles([Path(csv_path).parent/p for p in t.path.iloc[rows[s]]], how, _centers(t).iloc[rows[s]].tolist()); bad += faults
-            if s.start == 0: own = clf.at(_centers(t).iloc[rows[0]], crops) if hasattr(clf, 'at') else clf # once a center, and not piece by piece
+            crops, got, _, faults = read_singles([Path(csv_path).parent/p for p in t.path.iloc[rows[s]]], how, _centers(t).iloc[rows[s]].tolist())
+            bad += faults
+            # once a center, and not piece by piece
+            if s.start == 0: own = clf.at(_centers(t).iloc[rows[0]], crops) if hasattr(clf, 'at') else clf
             if len(got): pred.iloc[rows[s][got]] = own.predict(crops)[cols].astype(object).to_numpy()
     for line in bad: say(f'skipped: {line}')
     for c in cols[1:]: pred[c] = pred[c].astype(float).round(6)
     out.parent.mkdir(parents=True, exist_ok=True); pd.concat([t, pred], axis=1).to_csv(out, index=False)
     m = clf.bundle.meta
-    about = dict(disclaimer=DISCLAIMER, model=clf.bundle.id, trained_on=m['trained_on'], n_rows=len(t), n_skipped=len(bad), warnings=[*m.get('warnings', []), *bad])
+    about = dict(disclaimer=DISCLAIMER, model=clf.bundle.id, trained_on=m['trained_on'], n_rows=len(t), n_skipped=len(bad),
+                 warnings=[*m.get('warnings', []), *bad])
     Path(f'{out}.json').write_text(json.dumps(about, indent=1, ensure_ascii=False) + '\n')
     say(f'{out}: {len(t)-len(bad)} of {len(t)} pictures classified; {DISCLAIMER} Trained on: {m["trained_on"]}')
     return out

@@ -106,7 +106,8 @@ class FitSettings(Ideas):
         return FitSettings(recipe=recipe, **{f.name: getattr(self, f.name) for f in fields(self) if f.name not in RECIPES['plain'] and f.name != 'recipe'} | kw)
 
 # %% ../nbs/02f_training.ipynb #c008
-_LEAST = dict(size=16, epochs=1, epochs2=1, batch=2, lr=1e-8, folds=1, seed=0) | {k: 0 for k, v in _BARE.items() if type(v) in (int, float) and k not in ('lr', 'batch')}
+_LEAST = dict(size=16, epochs=1, epochs2=1, batch=2, lr=1e-8, folds=1,
+              seed=0) | {k: 0 for k, v in _BARE.items() if type(v) in (int, float) and k not in ('lr', 'batch')}
 _SHARES = ('valid_fraction', 'smoothing', 'dropout', 'drop_path', 'warmup', 'ema') # 0 or more and below 1
 _WORDS = dict(pretrained=(True, False, 'auto', 'shipped'), schedule=('one_cycle', 'cosine'), monitor=('loss', 'balanced_accuracy'), vote=('fit', 'equal'),
               norm=('none', 'image'), view=('whole', 'cell', 'sized'), precision=('auto', 'f32', 'bf16'), tta=tuple(range(1, 9)))
@@ -144,7 +145,8 @@ def stage_batches(s:FitSettings, crops, allowed, # n x S x S x 3 uint8; n x leav
                   seed, device='cpu')->DataLoaders:
     "Deal the cells of a stage, augmented as the settings say, and the validation cells as they are"
     aug = Augment(**{f.name: getattr(s, f.name) for f in fields(Augment)})
-    return DataLoaders(CropBatches(crops, allowed, s.batch, aug, s.balance, seed, device), CropBatches(*valid, s.batch, device=device), device=torch.device(device))
+    return DataLoaders(CropBatches(crops, allowed, s.batch, aug, s.balance, seed, device),
+                       CropBatches(*valid, s.batch, device=device), device=torch.device(device))
 
 # %% ../nbs/02f_training.ipynb #c015
 def save_tensors(path, tensors, about={}): # about: what JSON can hold
@@ -171,10 +173,13 @@ class JudgeEpoch(Callback):
         if self.training: self.losses.append(self.learn.loss.detach())
         else: self.preds.append(self.learn.pred.float()); self.targs.append(self.learn.yb[0])
     def after_validate(self):
-        z, y = torch.cat(self.preds), torch.cat(self.targs); loss = self.learn.loss_func(z, y).item(); right = y[torch.arange(len(y)), z.argmax(1)].cpu()
+        z, y = torch.cat(self.preds), torch.cat(self.targs); loss = self.learn.loss_func(z, y).item()
+        right = y[torch.arange(len(y)), z.argmax(1)].cpu()
         row = dict(stage=self.stage, epoch=self.epoch+1, train_loss=torch.stack(self.losses).mean().item(), valid_loss=loss,
                    accuracy=right.float().mean().item(), balanced_accuracy=balanced_accuracy(right.numpy(), y.cpu().float().argmax(1).numpy()))
-        if not math.isfinite(row['train_loss']): self.fault = f"training broke off: the loss of stage {self.stage}, epoch {self.epoch+1} is {row['train_loss']}; give a smaller lr"; raise CancelFitException
+        if not math.isfinite(row['train_loss']):
+            self.fault = f"training broke off: the loss of stage {self.stage}, epoch {self.epoch+1} is {row['train_loss']}; give a smaller lr"
+            raise CancelFitException
         self.rows.append(row); score = loss if self.monitor == 'loss' else -row['balanced_accuracy']
         if score < self.best or self.state is None: self._keep(score, loss)
         if self.folder: pd.DataFrame(self.before + self.rows).to_csv(self.folder/'curves.csv', index=False)
@@ -212,7 +217,8 @@ def own_seed(s): # settings with `seed` and `threads`
         try: yield
         finally: torch.set_num_threads(before)
 
-def _rng(): return torch.get_rng_state() if not torch.cuda.is_available() else torch.cat([torch.get_rng_state(), torch.cuda.get_rng_state()])
+def _rng():
+    return torch.get_rng_state() if not torch.cuda.is_available() else torch.cat([torch.get_rng_state(), torch.cuda.get_rng_state()])
 
 def _set_rng(state):
     n = len(torch.get_rng_state()); torch.set_rng_state(state[:n])
@@ -261,7 +267,8 @@ class _Stop(Callback): # ends the stage when the judge says so; after the checkp
 class _ShowBar(Callback): # a bar on a terminal
     order = 92
     def __init__(self, what, begun): self.what, self.begun = what, begun
-    def before_fit(self): self.bar = progress(None, self.what, self.n_epoch*len(self.dls.train)); self.bar.update(self.begun*len(self.dls.train))
+    def before_fit(self):
+        self.bar = progress(None, self.what, self.n_epoch*len(self.dls.train)); self.bar.update(self.begun*len(self.dls.train))
     def after_batch(self):
         if self.training: self.bar.update()
     def after_validate(self): self.bar.set_postfix_str(f"valid loss {self.learn.judge_epoch.rows[-1]['valid_loss']:.3f}")
@@ -275,7 +282,8 @@ def schedules(s:FitSettings)->dict: # hyperparameter -> function of the share of
 def fit_device(s:FitSettings)->tuple: # device's name, and whether to calculate in mixed precision; ValueError where it isn't there
     "Choose device and precision"
     device = s.device if s.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
-    if device.startswith('cuda') and not torch.cuda.is_available(): raise ValueError(f"device={device!r}: PyTorch finds no such accelerator here; give 'cpu' or 'auto'")
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: PyTorch finds no such accelerator here; give 'cpu' or 'auto'")
     return device, s.precision == 'bf16' or s.precision == 'auto' and device != 'cpu' and torch.cuda.is_bf16_supported()
 
 # %% ../nbs/02f_training.ipynb #c020
@@ -293,7 +301,8 @@ def fit_stage(net, # a `CellNet`, trained in place; ends with its best epoch's w
     at = found[1].get('epoch', 0) if found[1].get('stage') == stage else 0
     keep = [Checkpoint(folder, key, judge, found if at else None)] if folder else []
     cbs = [judge, _Stop(), _ShowBar(f'stage {stage}', at), ParamScheduler(schedules(s)), *ideas(s, net, crops, epochs), *keep, *cbs]
-    learn = Learner(stage_batches(s, crops, allowed, valid, s.seed*10 + stage-1, device), net.to(device), loss_func=loss, cbs=cbs, opt_func=partial(OptimWrapper, opt=partial(torch.optim.AdamW, foreach=True)))
+    learn = Learner(stage_batches(s, crops, allowed, valid, s.seed*10 + stage-1, device), net.to(device), loss_func=loss,
+                    cbs=cbs, opt_func=partial(OptimWrapper, opt=partial(torch.optim.AdamW, foreach=True)))
     for cb in [c for c in learn.cbs if type(c).__name__ == 'ProgressCallback']: learn.remove_cb(cb)
     with learn.no_logging(): learn.fit(0 if at and found[1]['done'] else epochs, s.lr, s.weight_decay, start_epoch=at)
     net.cpu(); net.bf16 = False; loss.cpu()

@@ -28,19 +28,22 @@ from cblc.training import FitSettings
 
 PBC = dict(BA='B', EO='E', ERB='R2|R3', LY='L', MO='M2', PMY='N1', MY='N2', MMY='N3', BNE='N4', SNE='N5', NEUTROPHIL='N4|N5', IG='N1|N2|N3')
 BCISC = dict(baso='B', eosi='E', lymp='L', mono='M2', neut='N4|N5')
-LMU = dict(BAS='B', EBO='R2|R3', EOS='E', LYT='L', LYA='L', MOB='M|M0', MON='M2', MYB='N2', MMZ='N3', MYO='N|N0', NGB='N4', NGS='N5', PMB='N1|N2', PMO='N1')
+LMU = dict(BAS='B', EBO='R2|R3', EOS='E', LYT='L', LYA='L', MOB='M|M0', MON='M2', MYB='N2', MMZ='N3', MYO='N|N0', NGB='N4',
+           NGS='N5', PMB='N1|N2', PMO='N1')
 
 def synthetic_cells(seed, crop, find):
     "One synthetic field's crops and codes, by true contours, or by the segmenter's."
     rng = np.random.default_rng([7, seed, find])
     mix = {c: 1. for c in CODES if c != 'F'} if rng.random() < .6 else {c: .3 for c in CODES if c != 'F'} | MARROW
-    f = draw_field(mix, random_style(rng, .7), size=512, difficulty=rng.uniform(0, .3), seed=int(rng.integers(2**31)), um_per_px=rng.uniform(.12, .26))
+    f = draw_field(mix, random_style(rng, .7), size=512, difficulty=rng.uniform(0, .3), seed=int(rng.integers(2**31)),
+                   um_per_px=rng.uniform(.12, .26))
     truth = f.cells; nucleated = VOCABULARY.is_nucleated(truth.code).to_numpy(bool)
     if not find: truth = truth[nucleated]; return crop_cells(f.image, list(truth.polygon), crop), list(truth.code)
     global segmenter
     if 'segmenter' not in globals(): segmenter = Segmenter.load(threads=1)
     found = segmenter.predict(f.image, um_per_px=f.um_per_px); m = match(list(truth.polygon), list(found.polygon))
-    codes = pd.Series('artefact', index=range(len(found)), dtype=object); codes.iloc[m.pairs[:, 1]] = truth.code.to_numpy(object)[m.pairs[:, 0]]
+    codes = pd.Series('artefact', index=range(len(found)), dtype=object)
+    codes.iloc[m.pairs[:, 1]] = truth.code.to_numpy(object)[m.pairs[:, 0]]
     named = np.array([c == 'artefact' or VOCABULARY.is_nucleated(c) for c in codes], bool)
     return crop_cells(f.image, list(found.polygon), crop)[named], list(codes[named])
 
@@ -82,24 +85,32 @@ def judge(clf, crops, labels, what):
     cblc = [set(VOCABULARY.is_cblc(sorted(a))) for a in allowed]; sure = np.array([len(c) == 1 for c in cblc])
     truth = np.array([c.copy().pop() for c in cblc], float)[sure]
     s = cell_scores(truth, pred.p_cblc[sure], pred.cblc[sure].astype(bool), n_boot=0) if len(set(truth)) == 2 else {}
-    return {f'{what}_n': len(right), f'{what}_category_accuracy': round(float(right.mean()), 4), f'{what}_cblc_weighted_f1': round(float(s.get('weighted_f1', np.nan)), 4)}
+    return {f'{what}_n': len(right), f'{what}_category_accuracy': round(float(right.mean()), 4),
+            f'{what}_cblc_weighted_f1': round(float(s.get('weighted_f1', np.nan)), 4)}
 
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--out', required=True); ap.add_argument('--quick', action='store_true'); ap.add_argument('--workers', type=int, default=os.cpu_count())
-    ap.add_argument('--size', type=int, default=64); ap.add_argument('--epochs', type=int, default=6); ap.add_argument('--epochs2', type=int, default=6); ap.add_argument('--fields', type=int, default=1200); ap.add_argument('--real', type=int, default=6000)
+    ap.add_argument('--out', required=True); ap.add_argument('--quick', action='store_true')
+    ap.add_argument('--workers', type=int, default=os.cpu_count())
+    ap.add_argument('--size', type=int, default=64); ap.add_argument('--epochs', type=int, default=6)
+    ap.add_argument('--epochs2', type=int, default=6); ap.add_argument('--fields', type=int, default=1200)
+    ap.add_argument('--real', type=int, default=6000)
     a = ap.parse_args(); crop = replace(STANDARD, size=a.size); n = 20 if a.quick else a.fields
     with ProcessPoolExecutor(a.workers) as pool:
-        rx, ry, rp = real_cells(pool, crop, 300 if a.quick else a.real); print(len(rx), 'real cells', pd.Series(rp).value_counts().to_dict(), flush=True)
+        rx, ry, rp = real_cells(pool, crop, 300 if a.quick else a.real)
+        print(len(rx), 'real cells', pd.Series(rp).value_counts().to_dict(), flush=True)
         one, two = fields(pool, range(n), crop, False), fields(pool, range(n), crop, True)
         held, test = fields(pool, range(10**6, 10**6 + n//6), crop, True), fields(pool, range(2*10**6, 2*10**6 + n//6), crop, True)
     print(f'{len(one[1])} synthetic cells by true contours, {len(two[1])} by the segmenter ({two[1].count("artefact")} artefacts)', flush=True)
     tr, va, te = (rp == k for k in ('train', 'valid', 'test')); who = lambda k: [f'picture {k} {i}' for i in range((rp == k).sum())]
     both = lambda s, k, m: (np.concatenate([s[0], rx[m]]), s[1] + list(ry[m]), s[2] + who(k))
-    settings = FitSettings(recipe='cblc', **SMEARS, pretrained=False, threads=a.workers, size=a.size, epochs=1 if a.quick else a.epochs, epochs2=1 if a.quick else a.epochs2)
-    clf = fit_classifier(*both(one, 'train', tr), settings=settings, second_stage=both(two, 'train', tr), valid=both(held, 'valid', va), out=Path(a.out).parent/'classifier_run')
+    settings = FitSettings(recipe='cblc', **SMEARS, pretrained=False, threads=a.workers, size=a.size,
+                           epochs=1 if a.quick else a.epochs, epochs2=1 if a.quick else a.epochs2)
+    clf = fit_classifier(*both(one, 'train', tr), settings=settings, second_stage=both(two, 'train', tr),
+                         valid=both(held, 'valid', va), out=Path(a.out).parent/'classifier_run')
     real = np.array([l != 'artefact' for l in test[1]])
-    clf.metrics = {**clf.metrics, **judge(clf, test[0][real], [l for l in test[1] if l != 'artefact'], 'synthetic_test'), **judge(clf, rx[te], list(ry[te]), 'pbc_test')}
+    clf.metrics = {**clf.metrics, **judge(clf, test[0][real], [l for l in test[1] if l != 'artefact'], 'synthetic_test'),
+                   **judge(clf, rx[te], list(ry[te]), 'pbc_test')}
     print(clf.metrics)
     clf.save(a.out, f'{len(one[1]) + len(two[1])} synthetic marrow cells in random styles, and {int(tr.sum())} public blood cells: PBC (Acevedo et al. 2020, CC BY 4.0), BCISC (Apache-2.0), AML-LMU (Matek et al. 2019, CC BY 3.0)',
              'python recipes/classifier.py --out cblc/assets/classifier', name='research classifier', crop=vars(crop), licence='AGPL-3.0',

@@ -86,14 +86,16 @@ def collage_tile(seed, cells, grounds):
         path, polygons = grounds[rng.integers(len(grounds))]; image = read_image(path); h, w = image.shape[:2]
         im, polys = cut_window(image, polygons, d/diameter_px(polygons), rng.uniform(0, 1, 2)*(w, h), TILE)
     else:
-        f = draw_field(random_mix(rng), random_style(rng), size=TILE, n_cells=int(rng.integers(0, 4)), seed=int(rng.integers(2**31)), um_per_px=14/d)
+        f = draw_field(random_mix(rng), random_style(rng), size=TILE, n_cells=int(rng.integers(0, 4)),
+                       seed=int(rng.integers(2**31)), um_per_px=14/d)
         im, polys = f.image, list(f.cells[f.cells.code != 'V'].polygon)
     tone = rng.normal(0, .1, (3, 3)) + np.eye(3)
     n = int(np.clip(rng.integers(2, 3 + (TILE/d)**2*.9), 2, 40)); im = im.astype(np.float32); hub = rng.uniform(.2, .8, 2)*TILE
     for _ in range(n):
         patch, g = cut_out(*cells[rng.integers(len(cells))])
         s = d/diameter_px([g])*np.exp(rng.normal(0, .2)); turn = rng.uniform(0, 360)
-        m = cv2.getRotationMatrix2D((g.centroid.x, g.centroid.y), turn, s); at = hub + rng.normal(0, .35*TILE, 2) if rng.random() < .7 else rng.uniform(0, TILE, 2)
+        m = cv2.getRotationMatrix2D((g.centroid.x, g.centroid.y), turn, s)
+        at = hub + rng.normal(0, .35*TILE, 2) if rng.random() < .7 else rng.uniform(0, TILE, 2)
         m[:, 2] += at - (g.centroid.x, g.centroid.y)
         h = affine_transform(g, [*m[0, :2], *m[1, :2], *m[:, 2]])
         over = [h.intersection(q).area/min(h.area, q.area) for q in polys if h.intersects(q)]
@@ -136,8 +138,10 @@ def build_tiles(out, counts, workers, quick=False):
 
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--out', required=True); ap.add_argument('--work', default='segmenter_run'); ap.add_argument('--quick', action='store_true')
-    ap.add_argument('--epochs', type=int, default=9); ap.add_argument('--workers', type=int, default=os.cpu_count()); ap.add_argument('--device', default='cpu')
+    ap.add_argument('--out', required=True); ap.add_argument('--work', default='segmenter_run')
+    ap.add_argument('--quick', action='store_true')
+    ap.add_argument('--epochs', type=int, default=9); ap.add_argument('--workers', type=int, default=os.cpu_count())
+    ap.add_argument('--device', default='cpu')
     a = ap.parse_args()
     counts = dict(synthetic=3600, bcisc=500, pbc=900, txl=500, collage=1500)
     if a.quick: counts, a.epochs = {k: 24 for k in counts}, 1
