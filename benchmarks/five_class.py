@@ -4,7 +4,7 @@
 
 Four public sources stand for four laboratories: train on three, test on the fourth, with every recipe on the same pictures, for the
 same epochs, at the same size, from random weights, at one learning rate and batch. `plain` and `p1` see each picture as it is; `cblc`
-first finds the cell, cuts it to its own size and lights it alike (cblc.singles). `plain, cblc's crops` tells what of the gain is the
+first finds the cell, cuts it at its source's one scale and lights it alike (cblc.singles). `plain, cblc's crops` tells what of the gain is the
 crop's. Of a source's class at most --per-class pictures are taken, by file-name hash (0: all). The segmenter that finds the cells has
 seen masks or boxes of part of `bcisc` and `pbc128` in its own training, but no class, and nothing of segmentation_wbc.
 
@@ -20,11 +20,10 @@ SOURCES = ('wbc_dataset1', 'wbc_dataset2', 'bcisc', 'pbc128')
 
 def read(pictures, size):
     "Both views of all pictures: as they are, and as cells found and lit."
-    from cblc.crops import STANDARD
-    from cblc.singles import read_singles
-    from dataclasses import replace
+    from cblc.singles import read_singles, view_settings
+    from cblc.training import RECIPES
     views = {}
-    for found, how in ((False, size), (True, replace(STANDARD, size=size))):
+    for found, how in ((False, size), (True, view_settings(RECIPES['cblc']['view'], size))):
         crops, rows, cell, bad = read_singles(pictures.path, how, pictures.center)
         if bad: raise SystemExit('\n'.join(bad))
         views[found] = crops

@@ -11,6 +11,7 @@ import warnings
 import numpy as np, pandas as pd, torch
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from .appearance import Appearance
 from .singles import as_crops
 from .bundle import read_bundle, shipped, write_bundle
 from .data import VOCABULARY
@@ -37,6 +38,9 @@ class Classifier:
     threshold: float = .5  # of p_cblc, from which on a cell counts as CBLC
     views: int = 1         # flips and turns that are averaged over, 1-8
     adapt_bn: float = 0.   # strength of the adaptation to the crops at hand
+    look: float = 0.       # share of the appearance in the probabilities
+    appearance: object = None # see `cblc.appearance`
+    mixed: float = 1.      # temperature of the two together
     net: object = None     # the torch module, after training only
     settings: object = None
     metrics: dict = None   # on the validation cells
@@ -59,7 +63,14 @@ class Classifier:
 
     def probabilities(self, crops, **kw)->np.ndarray: # n x leaves
         "Run the network and calibrate"
-        return softmax(self.logits(crops, **kw), self.temperature) if len(crops) else np.zeros((0, len(self.leaves.names)))
+        if not len(crops): return np.zeros((0, len(self.leaves.names)))
+        return self.with_look(softmax(self.logits(crops, **kw), self.temperature), crops)
+
+    def with_look(self, p, crops)->np.ndarray: # n x leaves, from n x leaves
+        "Mix the network's probabilities with those of the cells' appearance"
+        if not self.look: return p
+        both = (1-self.look)*p + self.look*self.appearance.probabilities(as_crops(crops, self.size))
+        with np.errstate(divide='ignore'): return softmax(np.log(both), self.mixed)
 
     def predict(self, crops, **kw)->pd.DataFrame: # see `cblc.leaves.leaf_table`
         "Classify crops"
@@ -148,9 +159,14 @@ def _told(stages, curves, s): # a line on each stage
 
 def _calibrate(clf, valid): # temperature and figures by the validation cells, the calibration error before the temperature beside the one after
     z = clf.logits(valid[0], show=False); clf.temperature = fit_temperature(z, valid[1])
-    before, after = (leaf_scores(softmax(z, t), valid[1], clf.leaves, clf.threshold) for t in (1., clf.temperature))
+    if clf.look: clf.mixed = fit_temperature(np.log(clf.with_look(softmax(z, clf.temperature), valid[0]).clip(1e-12)), valid[1])
+    before, after = (leaf_scores(clf.with_look(softmax(z, t), valid[0]), valid[1], clf.leaves, clf.threshold) for t in (1., clf.temperature))
     clf.metrics = {f'{k}_after' if k.endswith('ece') else k: v for k, v in after.items()} | {f'{k}_before': v for k, v in before.items() if k.endswith('ece')}
     return clf
+
+def _appearance(stage, valid, s): # of the cells whose label says one leaf
+    x, a, _ = stage; k = a.sum(1) == 1
+    return dict(look=s.look, appearance=Appearance.fit(x[k], a[k].argmax(1), *valid[:2])) if s.look else {}
 
 def _fit_one(stages, valid, leaves, s, notes, out, cbs): # a classifier of one network
     known, rows = _known(leaves, s); shares = _shares(stages, leaves, known, notes)
@@ -160,7 +176,8 @@ def _fit_one(stages, valid, leaves, s, notes, out, cbs): # a classifier of one n
                         out and run_key(s, *(x for p in (*stages, valid) for x in p[:2])), cbs)
     net.off[torch.from_numpy(known)] = 0.     # shut while training, so that nothing pushed them down; open again
     notes.extend(_told(stages, curves, s))
-    return _calibrate(Classifier(leaves, s.size, open_engine(net), views=s.tta, adapt_bn=s.adapt_bn, net=net, settings=s, curves=curves, start=start, runs=(out,) if out else ()), valid)
+    return _calibrate(Classifier(leaves, s.size, open_engine(net), views=s.tta, adapt_bn=s.adapt_bn, net=net, settings=s,
+                                 curves=curves, start=start, runs=(out,) if out else (), **_appearance(stages[-1], valid, s)), valid)
 
 # %% ../nbs/03_classifier.ipynb #c012
 def _fit_folds(stages, valid, leaves, s, notes, out, cbs): # a classifier of several networks
@@ -169,14 +186,15 @@ def _fit_folds(stages, valid, leaves, s, notes, out, cbs): # a classifier of sev
     for k in range(s.folds):
         mine, own = fold == k, []; left_out = last[2][mine] if how == 'by patient' else None
         parts = [_others(x, left_out) for x in first] + [_part(last, ~mine)]
-        members.append(_fit_one(parts, _part(last, mine), leaves, replace(s, folds=1, seed=s.seed*1000 + k+1), own, out and Path(out)/f'fold{k+1}', cbs))
+        members.append(_fit_one(parts, _part(last, mine), leaves, replace(s, folds=1, look=0., seed=s.seed*1000 + k+1), own, out and Path(out)/f'fold{k+1}', cbs))
         notes += [f'fold {k+1}, {n}' for n in own if n not in notes]
     t = [m.temperature for m in members]; p = np.stack([m.probabilities(valid[0], show=False) for m in members])
     w = fit_weights(p, valid[1]) if s.vote == 'fit' else np.full(s.folds, 1/s.folds)
     notes.append(f"votes of the networks: {', '.join(f'{x:.3f}' for x in w)}, {'fitted on the validation cells' if s.vote == 'fit' else 'equal'}")
     net = Ensemble([m.net for m in members], w, t)
     curves = pd.concat([m.curves.assign(fold=k+1) for k, m in enumerate(members)], ignore_index=True)
-    return _calibrate(Classifier(leaves, s.size, open_engine(net), views=s.tta, adapt_bn=s.adapt_bn, net=net, settings=s, curves=curves, start=members[0].start, runs=sum((m.runs for m in members), ())), valid)
+    return _calibrate(Classifier(leaves, s.size, open_engine(net), views=s.tta, adapt_bn=s.adapt_bn, net=net, settings=s, curves=curves,
+                                 start=members[0].start, runs=sum((m.runs for m in members), ()), **_appearance(last, valid, s)), valid)
 
 # %% ../nbs/03_classifier.ipynb #c013
 def fit_classifier(crops, # n x S x S x 3 uint8 of the first stage (expert contours), or a list of pictures
@@ -236,7 +254,7 @@ def plot_confusion(truth, pred, # n names each
     ax.set(xlabel='classifier', ylabel='expert'); ax.tick_params(length=0)
     return ax
 
-# %% ../nbs/03_classifier.ipynb #c035
+# %% ../nbs/03_classifier.ipynb #c038
 def _strip(model): # no traces of the exporting machine: file paths, stack traces
     g = model.graph
     for x in (model, g, *g.node, *g.value_info, *g.input, *g.output, *g.initializer):
@@ -256,7 +274,7 @@ def export_onnx(net, # a `CellNet`
                           dynamic_axes=dict(x={0:'n'}, logits={0:'n'}), dynamo=False, opset_version=17)
     return compact_onnx(_strip(onnx.load_from_string(f.getvalue())).SerializeToString())
 
-# %% ../nbs/03_classifier.ipynb #c036
+# %% ../nbs/03_classifier.ipynb #c039
 def _round_half(net): # round the large tensors to what 16 bits can hold, in place
     for p in net.parameters():
         if p.numel() >= 512: p.data = p.data.half().float()
@@ -266,13 +284,13 @@ def _for_readers(note): return 'by image' in note or not note.startswith(('stage
 def _meta(clf): # what the bundle says of the network and of how it is asked
     L, nets = clf.leaves, clf.net.members if isinstance(clf.net, Ensemble) else [clf.net]; n = nets[0]
     settings = dict(leaves=dict(categories=L.categories, member=L.member, cblc=L.cblc), fit=asdict(clf.settings) | dict(threads=None), start=clf.start, notes=list(clf.notes),
-                    net=dict(norm=n.norm, center=n.center), views=clf.views, adapt_bn=clf.adapt_bn, centers=list(clf.centers))
+                    net=dict(norm=n.norm, center=n.center), views=clf.views, adapt_bn=clf.adapt_bn, look=clf.look, mixed=clf.mixed, centers=list(clf.centers))
     meta = dict(kind='classifier', classes=list(L.names), temperature=clf.temperature, thresholds=dict(cblc=clf.threshold), settings=settings, metrics=clf.metrics,
                 input=dict(size=clf.size, channels='RGB', scale='0-255', mean=n.mean.flatten().tolist(), std=n.std.flatten().tolist()))
     w = np.exp(clf.net.log_weight.double().numpy()) if len(nets) > 1 else None
     return meta if w is None else meta | dict(ensemble_weights=(w/w.sum()).tolist())
 
-# %% ../nbs/03_classifier.ipynb #c037
+# %% ../nbs/03_classifier.ipynb #c040
 def save_classifier(clf:Classifier, folder, trained_on:str, # on which pictures, from where, under which licence
                     trained_how='cblc.classifier.fit_classifier', name='classifier', warnings=(), licence=None, created=None, weights=True, # weights: with safetensors, too
                     crop:dict=None, # how crops are cut (`CropSettings` as a dict), for whoever uses the bundle
@@ -284,11 +302,12 @@ def save_classifier(clf:Classifier, folder, trained_on:str, # on which pictures,
     meta['input']['crop'] = crop; meta |= {k: v for k, v in dict(licence=licence, created=created).items() if v}
     half = {k for k, p in n.named_parameters() if p.numel() >= 512}
     arrays = {k: v.numpy().astype(np.float16 if k in half else np.float32) for k, v in n.state_dict().items() if v.is_floating_point()}
-    path = write_bundle(folder, meta, arrays if weights else None, {'model.onnx': export_onnx(n, clf.size)})
+    files = {'model.onnx': export_onnx(n, clf.size)} | ({'appearance.safetensors': clf.appearance.to_bytes()} if clf.look else {})
+    path = write_bundle(folder, meta, arrays if weights else None, files)
     for r in clf.runs: (Path(r)/Checkpoint.FILE).unlink(missing_ok=True)
     return path
 
-# %% ../nbs/03_classifier.ipynb #c039
+# %% ../nbs/03_classifier.ipynb #c042
 def _bundle_leaves(b): # the leaves a bundle was trained for
     m, L = b.meta, b.meta.get('settings', {}).get('leaves')
     if not L or len(L['member']) != len(m['classes']):
@@ -302,8 +321,9 @@ def load_classifier(bundle=None, # a bundle's folder; None: the one that came wi
     b = read_bundle(bundle or shipped('classifier'), 'classifier'); m, leaves = b.meta, _bundle_leaves(b); s = m['settings']
     if vocabulary is not None and leaves.names not in {make_leaves(x, vocabulary).names for x in ((), ('artefact',))}:
         raise ValueError(f"{b.path}: was trained with other labels ({', '.join(leaves.names[:8])}{', ...' if len(leaves.names) > 8 else ''}) than the vocabulary ({', '.join(vocabulary.codes[:8])}, ...); give a bundle trained with the vocabulary")
+    look = Appearance.from_bytes(Path(b.file('appearance.safetensors')).read_bytes()) if s.get('look') else None
     return Classifier(leaves, m['input']['size'], open_engine(b.file('model.onnx'), backend, threads), m['temperature'], m.get('thresholds', {}).get('cblc', .5),
-                      s.get('views', 1), s.get('adapt_bn', 0.), centers=tuple(s.get('centers', ())), metrics=m.get('metrics'), notes=tuple(m.get('warnings', ())), start=s.get('start', ''), bundle=b)
+                      s.get('views', 1), s.get('adapt_bn', 0.), s.get('look', 0.), look, s.get('mixed', 1.), centers=tuple(s.get('centers', ())), metrics=m.get('metrics'), notes=tuple(m.get('warnings', ())), start=s.get('start', ''), bundle=b)
 
 def load_net(bundle)->torch.nn.Module: # a `CellNet` or an `Ensemble`; ValueError where the bundle has no weights
     "Build a bundle's network in PyTorch, to train on or to adapt"

@@ -46,7 +46,7 @@ class Run:
         self.log(f'{name}: {self.steps[name]["seconds"]} s')
 
 # %% ../nbs/07_study.ipynb #c008
-SMEARS = dict(adapt_bn=0., balance=0.)  # where the recipe `cblc` departs, in a study, from what it does for crops of unknown laboratories
+SMEARS = dict(adapt_bn=0., balance=0., look=0.)  # where the recipe `cblc` departs, in a study, from what it does for crops of unknown laboratories
 
 @dataclass(frozen=True)
 class StudySettings:

@@ -28,13 +28,13 @@ from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine
 # %% ../nbs/02f_training.ipynb #c005
 _BARE = dict(lr=2e-3, batch=32, weight_decay=.01, schedule='one_cycle', warmup=.25, freeze=0., patience=0, monitor='loss', reset_head=False, vote='fit',
              balance=0., tau=0., smoothing=0., focal=0., morphology=0., border_penalty=0., far_penalty=0., center_weight=0., border=0.,
-             dropout=0., drop_path=0., mixup=0., ema=0., sam=0., stain=0., zoom=0., spin=False, resample=1., light=0., sharpness=0., norm='none', tta=1, adapt_bn=0., view='whole')
+             dropout=0., drop_path=0., mixup=0., ema=0., sam=0., stain=0., zoom=0., spin=False, resample=1., light=0., sharpness=0., norm='none', tta=1, adapt_bn=0., look=0., view='whole')
 
 RECIPES = dict( # what each recipe decides
     plain=_BARE,
     p1=_BARE | dict(lr=5e-5, batch=512, weight_decay=1e-3, schedule='cosine', warmup=.2, freeze=.1, patience=10, monitor='balanced_accuracy', reset_head=True, vote='equal',
                     balance=1., tau=1., smoothing=.05, morphology=1., border_penalty=.05, far_penalty=.02, center_weight=.45, border=.6, dropout=.3, drop_path=.1, light=.1, sharpness=.5),
-    cblc=_BARE | dict(view='cell', smoothing=.05, stain=.5, zoom=.1, spin=True, balance=1., tta=8, adapt_bn=1.),
+    cblc=_BARE | dict(view='sized', look=.5, smoothing=.05, stain=.5, zoom=.1, spin=True, balance=1., tta=8, adapt_bn=1.),
     home=_BARE | dict(view='sized', smoothing=.05, stain=.1, zoom=.1, spin=True, resample=.5, balance=.5, tta=8))
 
 # %% ../nbs/02f_training.ipynb #c006
@@ -74,6 +74,7 @@ class Ideas:
     norm: str = None                # colours normalised by the training set ('none') or by each crop ('image')
     tta: int = None                 # flips and turns that a prediction is averaged over, 1-8
     adapt_bn: float = None          # normalisation measured again on the crops to be classified: 0 not, 1 wholly
+    look: float = None              # share of the cell's measured look (`cblc.appearance`) in the probabilities; the network has the rest
     view: str = None                # of a single-cell picture: 'whole' as it is, or the cell alone, found and lit: 'cell' cut to its own size, 'sized' all cells of a laboratory at one scale (`cblc.singles`)
 
 # %% ../nbs/02f_training.ipynb #c007
@@ -108,7 +109,7 @@ class FitSettings(Ideas):
 # %% ../nbs/02f_training.ipynb #c008
 _LEAST = dict(size=16, epochs=1, epochs2=1, batch=2, lr=1e-8, folds=1,
               seed=0) | {k: 0 for k, v in _BARE.items() if type(v) in (int, float) and k not in ('lr', 'batch')}
-_SHARES = ('valid_fraction', 'smoothing', 'dropout', 'drop_path', 'warmup', 'ema') # 0 or more and below 1
+_SHARES = ('valid_fraction', 'smoothing', 'dropout', 'drop_path', 'warmup', 'ema', 'look') # 0 or more and below 1
 _WORDS = dict(pretrained=(True, False, 'auto', 'shipped'), schedule=('one_cycle', 'cosine'), monitor=('loss', 'balanced_accuracy'), vote=('fit', 'equal'),
               norm=('none', 'image'), view=('whole', 'cell', 'sized'), precision=('auto', 'f32', 'bf16'), tta=tuple(range(1, 9)))
 
