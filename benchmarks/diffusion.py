@@ -103,6 +103,11 @@ def draws_of(score, truth, *said, n=2000, seed=0):
     at = np.random.default_rng(seed).integers(len(truth), size=(n, len(truth)))
     return [float(score(truth, s)) for s in said], np.array([[score(truth[i], s[i]) for s in said] for i in at])
 
+def _again(y, rng): # draw pictures again, within each class
+    at = np.arange(len(y))
+    for k in np.unique(y): i = np.flatnonzero(y == k); at[i] = rng.choice(i, len(i))
+    return at
+
 def row(model, value, draws, **more): # of the table: a figure, its 95 % interval, and what else there is to say
     low, high = np.quantile(draws, [.025, .975]); return dict(model=model, value=float(value), low=float(low), high=float(high), **more)
 
@@ -151,11 +156,6 @@ def low_data(a):
         out[str(n)] = dict(diffusion=float(v[0]), cnn=float(v[2]))
     return out, rows
 
-def _again(y, rng): # draw pictures again, within each class
-    at = np.arange(len(y))
-    for k in np.unique(y): i = np.flatnonzero(y == k); at[i] = rng.choice(i, len(i))
-    return at
-
 def cnn_scores(c, x, train):
     "Anomaly scores of a discriminative network: probability, energy, distance of features to the classes' means (Mahalanobis, Lee et al. 2018)."
     from scipy.special import logsumexp
@@ -195,10 +195,9 @@ def anomaly(a):
     scores['diffusion: max probability'] = 1 - d.race(cells, meter=m).probabilities(d.temperature).max(1)
     scores |= {f'{a.arch}: {name}': v for name, v in cnn_scores(c, cells, train).items()}
     def judge(name, v, away, what):
-        v, truth = np.r_[v[:len(own)], v[away]], np.repeat([0, 1], [len(own), len(cells[away])])
-        (auc,), draws = draws_of(roc_auc_score, truth, v, n=200)
-        fpr, tpr, _ = roc_curve(truth, v); j = (tpr-fpr).argmax()
-        return row(name, auc, draws, sensitivity=tpr[j], specificity=1-fpr[j], foreign=len(cells[away]), known=len(own), what=what)
+        v, truth, rng = np.r_[v[:len(own)], v[away]], np.repeat([0, 1], [len(own), len(cells[away])]), np.random.default_rng(0)
+        draws = [roc_auc_score(truth, v[i]) for i in (_again(truth, rng) for _ in range(200))]; fpr, tpr, _ = roc_curve(truth, v); j = (tpr-fpr).argmax()
+        return row(name, roc_auc_score(truth, v), draws, sensitivity=tpr[j], specificity=1-fpr[j], foreign=len(cells[away]), known=len(own), what=what)
     rows = [judge(name, v, slice(len(own), n), a.hold_out) for name, v in scores.items()]
     best = max(r['value'] for r in rows if not r['model'].startswith('diffusion'))
     if len(others): rows += [judge(name, v, slice(n, None), 'known kinds of that laboratory') for name, v in scores.items()]

@@ -10,12 +10,13 @@ __all__ = ['DiffusionSettings', 'DiffusionClassifier', 'published_errors', 'publ
 import numpy as np, pandas as pd, torch
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from .appearance import Normals, cell_look
 from .bundle import read_bundle, write_bundle
 from .classifier import hold_out, stage_cells
 from .data import VOCABULARY
 from .denoiser import Denoiser, DenoiserSettings, Noise, fit_denoiser, to_unit
 from .leaves import Leaves, fit_temperature, leaf_scores, leaf_table, make_leaves
-from .looks import ErrorMeter, Looks, Normals, Profile, center_disc, cell_look
+from .looks import ErrorMeter, Looks, Profile, center_disc
 from .racing import Bank, fit_bank, fit_time_weight, published_uncertainty, race, race_published
 from .singles import as_crops
 from .training import fit_device
@@ -25,7 +26,7 @@ from .training import fit_device
 class DiffusionSettings(DenoiserSettings):
     "How a diffusion classifier is trained, and how it looks at cells"
     epochs: int = None          # times through the cells, in place of `steps`
-    looks: int = 16             # pairs of the bank
+    looks: int = 16             # most pairs of the bank
     candidates: tuple = (16, 4) # times x noises that the bank is chosen from
     bank_cells: int = 300       # validation cells it is chosen on, all classes alike
     profile_looks: int = 4      # pairs for the anomaly, spread over the earlier half of the times
@@ -179,19 +180,25 @@ def _present(leaves, seen, y, vx, vy, notes): # a denoiser has the classes it wa
     names = tuple(np.array(leaves.names)[seen]); to = np.full(len(leaves.names), -1); to[seen] = np.arange(len(seen)); k = to[vy] >= 0
     if len(names) < len(leaves.names):
         notes.append(f"{', '.join(n for n in leaves.names if n not in names)}: not in training and cannot be named")
-    return replace(leaves, names=names, member=tuple(leaves.member[i] for i in seen), cblc=tuple(leaves.cblc[i] for i in seen) if leaves.has_cblc else leaves.cblc), to[y], (vx[k], to[vy[k]])
+    cblc = tuple(leaves.cblc[i] for i in seen) if leaves.has_cblc else leaves.cblc
+    return replace(leaves, names=names, member=tuple(leaves.member[i] for i in seen), cblc=cblc), to[y], (vx[k], to[vy[k]])
 
 # %% ../nbs/03a_diffusion.ipynb #c012
-def save_diffusion(model:DiffusionClassifier, folder, trained_on:str, trained_how='cblc.diffusion.fit_diffusion', name='diffusion', warnings=(), licence=None, created=None, crop:dict=None)->Path:
+def save_diffusion(model:DiffusionClassifier, folder, trained_on:str, trained_how='cblc.diffusion.fit_diffusion', name='diffusion',
+                   warnings=(), licence=None, created=None, crop:dict=None)->Path:
     "Write a diffusion classifier as a bundle, its weights in half precision"
-    L = model.leaves; array = lambda v: np.asarray(v).tolist()
-    about = dict(net=model.net.shape, leaves=dict(categories=L.categories, member=L.member, cblc=L.cblc), looks=dict(times=array(model.looks.times), seeds=array(model.looks.seeds)), alpha=model.alpha,
-                 bank={k: array(getattr(model.bank, k)) for k in ('pairs', 'gain', 'scale', 'info', 'start')}, profile=array(model.profile.pairs), time_weight=array(_binned(model.time_weight)), fit=asdict(model.settings) if model.settings else {})
-    meta = dict(kind='diffusion', name=name, classes=list(L.names), temperature=model.temperature, thresholds=dict(cblc=model.threshold) if L.has_cblc else {}, settings=about, metrics=model.metrics or {}, trained_on=trained_on, trained_how=trained_how,
-                warnings=[*warnings, *model.notes], input=dict(size=model.size, channels='RGB', scale=1/127.5, mean=[1.]*3, std=[1.]*3, crop=crop)) | {k: v for k, v in dict(licence=licence, created=created).items() if v}
-    arrays = {f'net.{k}': v.cpu().numpy().astype(np.float16)
-              for k, v in model.net.state_dict().items()} | {f'profile.{k}': np.asarray(v, np.float32) for k, v in _arrays(model.profile)}
-    return write_bundle(folder, meta, arrays)
+    L, size = model.leaves, model.size; array = lambda v: np.asarray(v).tolist(); of = lambda x, names: {k: array(getattr(x, k)) for k in names}
+    settings = dict(net=model.net.shape, leaves=dict(categories=L.categories, member=L.member, cblc=L.cblc), alpha=model.alpha,
+                    looks=of(model.looks, ('times', 'seeds')), bank=of(model.bank, ('pairs', 'gain', 'scale', 'info', 'start')),
+                    profile=array(model.profile.pairs), time_weight=array(_binned(model.time_weight)),
+                    fit=asdict(model.settings) if model.settings else {})
+    meta = dict(kind='diffusion', name=name, classes=list(L.names), temperature=model.temperature, settings=settings,
+                thresholds=dict(cblc=model.threshold) if L.has_cblc else {}, metrics=model.metrics or {},
+                trained_on=trained_on, trained_how=trained_how, warnings=[*warnings, *model.notes],
+                input=dict(size=size, channels='RGB', scale=1/127.5, mean=[1.]*3, std=[1.]*3, crop=crop))
+    arrays = {f'net.{k}': v.cpu().numpy().astype(np.float16) for k, v in model.net.state_dict().items()}
+    arrays |= {f'profile.{k}': np.asarray(v, np.float32) for k, v in _arrays(model.profile)}
+    return write_bundle(folder, meta | {k: v for k, v in dict(licence=licence, created=created).items() if v}, arrays)
 
 def _arrays(p): # of a profile, by name
     return [(k, getattr(p, k)) for k in ('usual', 'limit')] + [(f'{n}.{f.name}', getattr(getattr(p, n), f.name))
@@ -204,16 +211,21 @@ def _profile(pairs, a): # from its arrays
 def _binned(tw): # times and mean spread at each
     t, s = tw; u = np.unique(t); return [u, [s[t == v].mean() for v in u]]
 
-def load_diffusion(bundle, backend='auto', threads=None, device='auto')->DiffusionClassifier: # ValueError in one line where it isn't a diffusion bundle, or its weights don't fit
+def load_diffusion(bundle, backend='auto', threads=None, device='auto'
+                  )->DiffusionClassifier: # ValueError in one line where it isn't a diffusion bundle, or its weights don't fit
     "Read a diffusion classifier from a bundle"
-    b = read_bundle(bundle, 'diffusion'); m, s = b.meta, b.meta['settings']; net = Denoiser(**s['net']); w = b.weights()
+    b = read_bundle(bundle, 'diffusion'); m, s = b.meta, b.meta['settings']; net, w, array = Denoiser(**s['net']), b.weights(), np.asarray
     part = lambda name: {k[len(name)+1:]: v.astype(np.float32) for k, v in w.items() if k.startswith(name + '.')}
     try: net.load_state_dict({k: torch.from_numpy(v) for k, v in part('net').items()})
     except RuntimeError as e:
-        raise ValueError(f"{b.path}: the weights are not those of a {m['input']['size']} px denoiser of {len(m['classes'])} classes; make the bundle again") from e
-    L = s['leaves']; leaves = Leaves(tuple(m['classes']), tuple(L['categories']), tuple(L['member']), tuple(L['cblc'])); array = np.asarray
-    return DiffusionClassifier(leaves, net.eval(), Looks(array(s['looks']['times']), array(s['looks']['seeds'])), Bank(**{k: array(v) if k != 'start' else v for k, v in s['bank'].items()}), _profile(s['profile'], part('profile')), tuple(map(array, s['time_weight'])), m['temperature'],
-                               m.get('thresholds', {}).get('cblc', .5), s['alpha'], DiffusionSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in s['fit'].items()}) if s['fit'] else None, m.get('metrics'), tuple(m.get('warnings', ())), bundle=b, device=device)
+        what = f"a {m['input']['size']} px denoiser of {len(m['classes'])} classes"
+        raise ValueError(f'{b.path}: the weights are not those of {what}; make the bundle again') from e
+    L, k = s['leaves'], s['looks']; leaves = Leaves(tuple(m['classes']), tuple(L['categories']), tuple(L['member']), tuple(L['cblc']))
+    fit = DiffusionSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in s['fit'].items()}) if s['fit'] else None
+    bank = Bank(**{k: array(v) if k != 'start' else v for k, v in s['bank'].items()})
+    return DiffusionClassifier(leaves, net.eval(), Looks(array(k['times']), array(k['seeds'])), bank, _profile(s['profile'], part('profile')),
+                               tuple(map(array, s['time_weight'])), m['temperature'], m.get('thresholds', {}).get('cblc', .5), s['alpha'],
+                               fit, m.get('metrics'), tuple(m.get('warnings', ())), bundle=b, device=device)
 
 DiffusionClassifier.save = save_diffusion
 DiffusionClassifier.load = staticmethod(load_diffusion)
