@@ -4,7 +4,7 @@
                                    [--device auto] [--threads N] [--work DIR] [--results FILE] [--quick]
 
 in-domain  ten fine classes of PBC (without IG and NEUTROPHIL), split by a hash of the file name: macro F1 on the test part
-low-data   10, 20 and 50 pictures a class, --seeds draws of them, --jobs at a time: balanced accuracy on the test part
+low-data   10, 20 and 50 pictures a class, --seeds draws of them, --jobs at a time: balanced accuracy on --cells/10 of each class's test cells
 anomaly    a class held out of training (--hold-out ERB, then PMY; LMU: leukemic blasts of AML-LMU, nothing held out), told from the
            test part by each model's scores
 shift      trained on PBC's five classes, tested on bcisc and segmentation_wbc: balanced accuracy
@@ -78,7 +78,7 @@ def fit_cnn(x, y, valid, s, out=None):
 def fit_generative(x, y, valid, s, out=None):
     return fit_diffusion(x, y.tolist(), settings=s, vocabulary=None, valid=(valid[0], valid[1].tolist(), None), out=out)
 
-def kept(a, *name): # a folder for a model's checkpoint, so that the next command, or the same after a stop, goes on from there
+def kept(a, *name): # where crops or a model's checkpoint stay for the next command, or for the same after a stop
     return Path(a.work)/'_'.join(map(str, name)) if a.work else None
 
 def fit_both(a, train, valid, bundle=None):
@@ -189,7 +189,7 @@ def anomaly(a):
     d, c = fit_both(a, train, part('valid', known), dict(ERB='diffusion_no_erb', LMU='diffusion').get(a.hold_out))
     own = part('test', known)[0]
     cells, n = np.concatenate([own, foreign, others]), len(own) + len(foreign); m = d.meter(cells)
-    e = d.errors(cells, d.profile.pairs, m); rows = []
+    e = d.errors(cells, d.profile.pairs, m)
     kinds = {'diffusion': 'both', 'diffusion: look alone': 'look', 'diffusion: errors alone': 'errors', 'diffusion: null class': 'null'}
     scores = {name: d.profile.distance(m.look, e, kind) for name, kind in kinds.items()}
     scores['diffusion: max probability'] = 1 - d.race(cells, meter=m).probabilities(d.temperature).max(1)

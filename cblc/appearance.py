@@ -13,7 +13,7 @@ from .engine import batches
 from .leaves import fit_temperature, softmax
 from safetensors.numpy import load, save
 from scipy.ndimage import uniform_filter
-from sklearn.covariance import LedoitWolf
+from skimage.filters import threshold_otsu
 
 # %% ../nbs/02ac_appearance.ipynb #c006
 RINGS = (0., .3, .6, .85) # radii, shares of half the side
@@ -29,13 +29,10 @@ def _ring_look(x, unit): # n x 30: crops -1 to 1, pixels a step of scale
     fine = np.stack([(_soft(grey, k*unit) - _soft(grey, 2*k*unit)).reshape(n, S*S)**2@w.T for k in (1, 2, 4, 8)], 1)
     return np.concatenate([v.reshape(n, np.prod(v.shape[1:])) for v in (m, .5*np.log((w@flat**2 - m**2).clip(1e-4)), .5*np.log(fine.clip(1e-6)))], 1)
 
-def _threshold(v): # Otsu's, between two kinds of values
-    h, e = np.histogram(v, 64); p, m = h/h.sum(), (e[:-1] + e[1:])/2; w, mu = np.cumsum(p), np.cumsum(p*m)
-    return m[((mu[-1]*w - mu)**2/(w*(1-w)).clip(1e-9))[:-1].argmax()]
-
+# %% ../nbs/02ac_appearance.ipynb #c007
 def _parts(dye, ground): # n x S*S each: the cell, its nucleus and the rest of it; a crop without one of them is taken whole
     n = len(dye); dye, cell = dye.reshape(n, -1), ~ground.reshape(n, -1); cell |= cell.sum(1, keepdims=True) < 50
-    core = cell & (dye > np.array([_threshold(v[c]) for v, c in zip(dye, cell)]).reshape(n, 1)); rest = cell & ~core
+    core = cell & (dye > np.array([threshold_otsu(v[c], nbins=64) for v, c in zip(dye, cell)]).reshape(n, 1)); rest = cell & ~core
     core, rest = (np.where(m.sum(1, keepdims=True) < 10, cell, m) for m in (core, rest))
     return [m.astype(np.float32) for m in (cell, core, rest)]
 
@@ -56,6 +53,7 @@ def _nuclear_look(od, dye, ground, unit): # n x 26: optical density n x S x S x 
             np.linalg.norm(of(core, yx) - of(cell, yx), axis=1)]
     return np.concatenate([np.stack(size + form, 1), *means, *(.5*np.log(of(m, f).clip(1e-6)) for f in fine for m in (core, rest))], 1)
 
+# %% ../nbs/02ac_appearance.ipynb #c008
 def cell_look(crops, # n x S x S x 3 uint8, of cells on `ground`
               ground=STANDARD.fill, # the colour around them
              )->np.ndarray: # n x 56
@@ -67,7 +65,7 @@ def cell_look(crops, # n x S x S x 3 uint8, of cells on `ground`
         out.append(np.concatenate([_ring_look(c/127.5 - 1, unit), _nuclear_look(od, dye, (np.abs(c - ground) <= 10).all(3), unit)], 1, dtype=np.float32))
     return np.concatenate(out)
 
-# %% ../nbs/02ac_appearance.ipynb #c010
+# %% ../nbs/02ac_appearance.ipynb #c012
 @dataclass(frozen=True)
 class Normals:
     "A normal distribution for each class"
@@ -79,6 +77,7 @@ class Normals:
     @classmethod
     def fit(cls, features, truth, n_classes)->'Normals': # n x F, n class indices
         "Learn it; the scatter of each class is mixed with that of all as if the latter had been seen in F cells (Friedman 1989)"
+        from sklearn.covariance import LedoitWolf
         center, unit = features.mean(0), features.std(0).clip(1e-6); f = (features - center)/unit; F = f.shape[1]
         of = [f[truth == c] for c in range(n_classes)]
         means = np.stack([v.mean(0) if len(v) else np.zeros(F) for v in of])
@@ -91,7 +90,7 @@ class Normals:
         f = (np.asarray(features) - self.center)/self.unit
         return np.stack([.5*(((f - m)@w)**2).sum(1) - np.log(np.diag(w)).sum() for m, w in zip(self.means, self.whiten)], 1)
 
-# %% ../nbs/02ac_appearance.ipynb #c013
+# %% ../nbs/02ac_appearance.ipynb #c015
 @dataclass(frozen=True)
 class Appearance:
     "What the look of cells says of their class"

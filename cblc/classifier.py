@@ -28,6 +28,7 @@ def _seen(x, way): # n x 3 x S x S in one of the eight ways
     if way & 4: x = x.swapaxes(2, 3)
     return np.ascontiguousarray(np.flip(x, [d for d, bit in ((2, 1), (3, 2)) if way & bit]))
 
+# %% ../nbs/03_classifier.ipynb #c006
 @dataclass(repr=False)
 class Classifier:
     "A trained network and what is needed to use it"
@@ -64,13 +65,14 @@ class Classifier:
     def probabilities(self, crops, **kw)->np.ndarray: # n x leaves
         "Run the network and calibrate"
         if not len(crops): return np.zeros((0, len(self.leaves.names)))
-        return self.with_look(softmax(self.logits(crops, **kw), self.temperature), crops)
+        return self.mix(softmax(self.logits(crops, **kw), self.temperature), self.looks(crops))
 
-    def with_look(self, p, crops)->np.ndarray: # n x leaves, from n x leaves
-        "Mix the network's probabilities with those of the cells' appearance"
-        if not self.look: return p
-        both = (1-self.look)*p + self.look*self.appearance.probabilities(as_crops(crops, self.size))
-        with np.errstate(divide='ignore'): return softmax(np.log(both), self.mixed)
+    def looks(self, crops)->np.ndarray: # n x leaves; 0 where the appearance has no say
+        "Say what the cells' appearance alone makes of them"
+        return self.appearance.probabilities(as_crops(crops, self.size)) if self.look else 0.
+    def mix(self, p, q)->np.ndarray: # n x leaves, of the network and of the appearance
+        "Make one word of the two"
+        with np.errstate(divide='ignore'): return softmax(np.log((1-self.look)*p + self.look*q), self.mixed) if self.look else p
 
     def predict(self, crops, **kw)->pd.DataFrame: # see `cblc.leaves.leaf_table`
         "Classify crops"
@@ -86,7 +88,7 @@ class Classifier:
         "Make the classifier for a center: adapted where the center is named and was not in the training, as it is at home or where nobody says"
         return self.adapted(crops) if self.adapt_bn and center and center not in self.centers and len(crops) >= 64 else replace(self, adapt_bn=0.)
 
-# %% ../nbs/03_classifier.ipynb #c007
+# %% ../nbs/03_classifier.ipynb #c008
 def stage_cells(crops, labels, patients, leaves, vocabulary, size, what, notes)->tuple: # crops n x S x S x 3, allowed leaves n x leaves, patients; ValueError names `what`
     "Take the labelled cells of a stage, brought to one size"
     if len(crops) != len(labels): raise ValueError(f'{what}: {len(crops)} crops and {len(labels)} labels; give one label a crop')
@@ -103,8 +105,8 @@ def _part(stage, k): # some of a stage's cells
     return x[k], a[k], None if p is None else p[k]
 
 def _others(stage, patients): # the cells of a stage that aren't of these patients; all where nobody can tell
-    return stage if stage[2] is None or patients is None else _part(stage,
-                                                                    ~pd.Series(stage[2]).astype(str).isin(set(map(str, patients))).to_numpy())
+    if stage[2] is None or patients is None: return stage
+    return _part(stage, ~pd.Series(stage[2]).astype(str).isin(set(map(str, patients))).to_numpy())
 
 def hold_out(stages, valid, s, notes)->tuple: # stages without them, validation cells
     "Take validation cells of whole patients out of the stages, or check that those given are of other patients"
@@ -117,7 +119,7 @@ def hold_out(stages, valid, s, notes)->tuple: # stages without them, validation 
         if both: raise ValueError(f'patient {min(both)} is in training and in validation; split by patient')
     return stages, valid
 
-# %% ../nbs/03_classifier.ipynb #c008
+# %% ../nbs/03_classifier.ipynb #c009
 def _known(leaves, s): # leaves that the start knows from its own training, with their rows of its last layer; None without such a start
     if s.pretrained != 'shipped': return np.zeros(len(leaves.names), bool), None
     b = read_bundle(shipped('classifier'), 'classifier'); at, w = {n: i for i, n in enumerate(b.meta['classes'])}, b.weights()
@@ -141,7 +143,7 @@ def _start_net(stages, leaves, shares, rows, s): # the network before training: 
     for k, (at, w) in (rows or {}).items(): net.body.state_dict()[k][at] = torch.from_numpy(w.astype(np.float32))
     return net.to(memory_format=torch.channels_last), start
 
-# %% ../nbs/03_classifier.ipynb #c010
+# %% ../nbs/03_classifier.ipynb #c011
 def _train(net, stages, valid, s, loss, out, key, cbs): # all stages, or those that are left; returns the curves
     done = Checkpoint.find(out, key)[1] if out else {}; rows = done.get('before', [])
     for i, (x, a, _) in enumerate(stages):
@@ -159,8 +161,9 @@ def _told(stages, curves, s): # a line on each stage
 
 def _calibrate(clf, valid): # temperature and figures by the validation cells, the calibration error before the temperature beside the one after
     z = clf.logits(valid[0], show=False); clf.temperature = fit_temperature(z, valid[1])
-    if clf.look: clf.mixed = fit_temperature(np.log(clf.with_look(softmax(z, clf.temperature), valid[0]).clip(1e-12)), valid[1])
-    before, after = (leaf_scores(clf.with_look(softmax(z, t), valid[0]), valid[1], clf.leaves, clf.threshold) for t in (1., clf.temperature))
+    q = clf.looks(valid[0])
+    if clf.look: clf.mixed = fit_temperature(np.log(clf.mix(softmax(z, clf.temperature), q).clip(1e-12)), valid[1])
+    before, after = (leaf_scores(clf.mix(softmax(z, t), q), valid[1], clf.leaves, clf.threshold) for t in (1., clf.temperature))
     clf.metrics = {f'{k}_after' if k.endswith('ece') else k: v for k, v in after.items()} | {f'{k}_before': v for k, v in before.items() if k.endswith('ece')}
     return clf
 
@@ -179,7 +182,7 @@ def _fit_one(stages, valid, leaves, s, notes, out, cbs): # a classifier of one n
     return _calibrate(Classifier(leaves, s.size, open_engine(net), views=s.tta, adapt_bn=s.adapt_bn, net=net, settings=s,
                                  curves=curves, start=start, runs=(out,) if out else (), **_appearance(stages[-1], valid, s)), valid)
 
-# %% ../nbs/03_classifier.ipynb #c012
+# %% ../nbs/03_classifier.ipynb #c013
 def _fit_folds(stages, valid, leaves, s, notes, out, cbs): # a classifier of several networks
     *first, last = stages; fold, how = fold_cells(*last[1:], s.folds, s.seed); members = []
     notes.append(f'{s.folds} folds, dealt {how}'); _shares(stages, leaves, _known(leaves, s)[0], notes)
@@ -196,7 +199,7 @@ def _fit_folds(stages, valid, leaves, s, notes, out, cbs): # a classifier of sev
     return _calibrate(Classifier(leaves, s.size, open_engine(net), views=s.tta, adapt_bn=s.adapt_bn, net=net, settings=s, curves=curves,
                                  start=members[0].start, runs=sum((m.runs for m in members), ()), **_appearance(last, valid, s)), valid)
 
-# %% ../nbs/03_classifier.ipynb #c013
+# %% ../nbs/03_classifier.ipynb #c014
 def fit_classifier(crops, # n x S x S x 3 uint8 of the first stage (expert contours), or a list of pictures
                    labels, # n: codes, terms joined by '|', or any names where `vocabulary` is None; missing: not used
                    patient_ids=None, # n, or None: the split is then by image
@@ -222,7 +225,7 @@ def fit_ensemble(*cells, settings=FitSettings(), folds=5, **kw)->Classifier: # a
     "Train one network a fold of the patients, and let them vote"
     return fit_classifier(*cells, settings=replace(settings, folds=folds), **kw)
 
-# %% ../nbs/03_classifier.ipynb #c016
+# %% ../nbs/03_classifier.ipynb #c017
 def plot_curves(curves, # DataFrame of `Classifier.curves`
                 ax=None):
     "Draw the loss and balanced accuracy of each epoch, the stages apart; of folds the mean"
@@ -254,7 +257,7 @@ def plot_confusion(truth, pred, # n names each
     ax.set(xlabel='classifier', ylabel='expert'); ax.tick_params(length=0)
     return ax
 
-# %% ../nbs/03_classifier.ipynb #c038
+# %% ../nbs/03_classifier.ipynb #c039
 def _strip(model): # no traces of the exporting machine: file paths, stack traces
     g = model.graph
     for x in (model, g, *g.node, *g.value_info, *g.input, *g.output, *g.initializer):
@@ -274,7 +277,7 @@ def export_onnx(net, # a `CellNet`
                           dynamic_axes=dict(x={0:'n'}, logits={0:'n'}), dynamo=False, opset_version=17)
     return compact_onnx(_strip(onnx.load_from_string(f.getvalue())).SerializeToString())
 
-# %% ../nbs/03_classifier.ipynb #c039
+# %% ../nbs/03_classifier.ipynb #c040
 def _round_half(net): # round the large tensors to what 16 bits can hold, in place
     for p in net.parameters():
         if p.numel() >= 512: p.data = p.data.half().float()
@@ -290,7 +293,7 @@ def _meta(clf): # what the bundle says of the network and of how it is asked
     w = np.exp(clf.net.log_weight.double().numpy()) if len(nets) > 1 else None
     return meta if w is None else meta | dict(ensemble_weights=(w/w.sum()).tolist())
 
-# %% ../nbs/03_classifier.ipynb #c040
+# %% ../nbs/03_classifier.ipynb #c041
 def save_classifier(clf:Classifier, folder, trained_on:str, # on which pictures, from where, under which licence
                     trained_how='cblc.classifier.fit_classifier', name='classifier', warnings=(), licence=None, created=None, weights=True, # weights: with safetensors, too
                     crop:dict=None, # how crops are cut (`CropSettings` as a dict), for whoever uses the bundle
@@ -307,7 +310,7 @@ def save_classifier(clf:Classifier, folder, trained_on:str, # on which pictures,
     for r in clf.runs: (Path(r)/Checkpoint.FILE).unlink(missing_ok=True)
     return path
 
-# %% ../nbs/03_classifier.ipynb #c042
+# %% ../nbs/03_classifier.ipynb #c043
 def _bundle_leaves(b): # the leaves a bundle was trained for
     m, L = b.meta, b.meta.get('settings', {}).get('leaves')
     if not L or len(L['member']) != len(m['classes']):

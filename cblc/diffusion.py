@@ -146,6 +146,7 @@ def _learn_looks(model, x, y, train, s, rng): # bank, profiles and times' weight
     t = np.tile(model.looks.times, len(k))
     model.time_weight = (t, (e*Noise().kept.numpy()[model.looks.times]).std(1).ravel()) # of the noise's error, as P2 weighs it
 
+# %% ../nbs/03a_diffusion.ipynb #c011
 def fit_diffusion(crops,            # n x S x S x 3 uint8, or a list of pictures
                   labels,           # n: codes, or any names where `vocabulary` is None; missing: not used
                   patient_ids=None, # n, or None: the split is then by image
@@ -183,7 +184,7 @@ def _present(leaves, seen, y, vx, vy, notes): # a denoiser has the classes it wa
     cblc = tuple(leaves.cblc[i] for i in seen) if leaves.has_cblc else leaves.cblc
     return replace(leaves, names=names, member=tuple(leaves.member[i] for i in seen), cblc=cblc), to[y], (vx[k], to[vy[k]])
 
-# %% ../nbs/03a_diffusion.ipynb #c012
+# %% ../nbs/03a_diffusion.ipynb #c013
 def save_diffusion(model:DiffusionClassifier, folder, trained_on:str, trained_how='cblc.diffusion.fit_diffusion', name='diffusion',
                    warnings=(), licence=None, created=None, crop:dict=None)->Path:
     "Write a diffusion classifier as a bundle, its weights in half precision"
@@ -201,8 +202,8 @@ def save_diffusion(model:DiffusionClassifier, folder, trained_on:str, trained_ho
     return write_bundle(folder, meta | {k: v for k, v in dict(licence=licence, created=created).items() if v}, arrays)
 
 def _arrays(p): # of a profile, by name
-    return [(k, getattr(p, k)) for k in ('usual', 'limit')] + [(f'{n}.{f.name}', getattr(getattr(p, n), f.name))
-                                                               for n in ('look', 'errors') for f in fields(Normals)]
+    normals = [(f'{n}.{f.name}', getattr(getattr(p, n), f.name)) for n in ('look', 'errors') for f in fields(Normals)]
+    return [(k, getattr(p, k)) for k in ('usual', 'limit')] + normals
 
 def _profile(pairs, a): # from its arrays
     normals = {n: Normals(*[a[f'{n}.{f.name}'].astype(float) for f in fields(Normals)]) for n in ('look', 'errors')}

@@ -36,6 +36,7 @@ def center_disc(size, share=20/22.5)->torch.Tensor: # S x S, sums to 1
     "Weigh the pixels of a disc in the middle"
     d = torch.linspace(-1, 1, size); m = ((d[:, None]**2 + d**2) <= share**2).float(); return m/m.sum()
 
+# %% ../nbs/02ga_looks.ipynb #c006
 class ErrorMeter:
     "Measures how much a denoiser errs on cells, for given classes and looks"
     def __init__(self, net, crops, looks:Looks, device='cpu', mixed=False, batch=256):
@@ -67,13 +68,13 @@ class ErrorMeter:
             if classes is None: return self.net.errors(xt, t, v, self.disc).cpu().numpy()
             return (((self.net(xt, t, torch.from_numpy(classes).to(self.device)).float() - v)**2).mean(1)*self.disc).sum((1, 2))[:, None].cpu().numpy()
 
-# %% ../nbs/02ga_looks.ipynb #c009
+# %% ../nbs/02ga_looks.ipynb #c010
 def error_profile(errors # n x classes+1 x looks, the null class last
                  )->np.ndarray: # n x classes
     "Describe cells by the logarithm of each class's error as a share of the null class's, mean over the looks"
     L = np.log(np.maximum(errors, 1e-9)); return (L[:, :-1] - L[:, -1:]).mean(2)
 
-# %% ../nbs/02ga_looks.ipynb #c010
+# %% ../nbs/02ga_looks.ipynb #c011
 @dataclass(frozen=True)
 class Profile:
     "What known cells are like"
