@@ -17,7 +17,7 @@ EXTERNAL = ('center4', 'center5', 'center6')
 
 def looks(size):
     "Ways of cutting a crop: P1's window of one size in pixels on the field's own ground, and ours."
-    from cblc.crops import CropSettings, STANDARD
+    from cblc.cells.crops import CropSettings, STANDARD
     ours = replace(STANDARD, size=size)
     return dict(p1=CropSettings(size=size, scale='fixed', window_px=160), ours=ours, unlit=replace(ours, white_balance=False))
 
@@ -35,8 +35,8 @@ ROWS = {  # name: recipe, crops, settings that differ
 
 def prepare(args, work):
     "Draw the cohort, find and match its cells, cut every kind of crop once."
-    from cblc.cohort import make_cohort
-    from cblc.crops import crops_of_cohort
+    from cblc.sources.cohort import make_cohort
+    from cblc.cells.crops import crops_of_cohort
     from cblc.matching import match_cells
     from cblc.segmentation import Segmenter, segment_images
     from cblc.data import split_patients
@@ -55,7 +55,7 @@ def one(job):
     import torch
     from cblc.classifier import fit_classifier
     from cblc.study import SMEARS, _labelled, _train_labels
-    from cblc.training import FitSettings
+    from cblc.learn.training import FitSettings
     torch.set_num_threads(1); recipe, look, differs = ROWS[name]; x1, x2 = crops[look]
     e, f = _train_labels(expert), _train_labels(found, artefacts=True)
     # temperature and best epoch are the frozen network's
@@ -76,7 +76,7 @@ def judge(clf, crops, cells, center):
 
 def main():
     global expert, found, crops
-    from cblc.engine import cores, progress
+    from cblc.core.engine import cores, progress
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for k, v in dict(epochs=6, epochs2=6, seed=0, size=64, jobs=cores()).items(): ap.add_argument(f'--{k}', type=int, default=v)
     ap.add_argument('--lr', type=float, default=2e-3)

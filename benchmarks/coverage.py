@@ -2,7 +2,7 @@
 
     python benchmarks/coverage.py [--quick] [--seed N] [--jobs 2]
 
-Simulated patients with a known ratio (`cblc.coverage` describes the world: clustered fields, missed cells, a classifier
+Simulated patients with a known ratio (`cblc.ratio.coverage` describes the world: clustered fields, missed cells, a classifier
 that errs, and all of it known to the method only from each laboratory's finite validation):
 
 - main world: four runs of 2,000 patients of 400 laboratories, ratio 1-60 % (a quarter in each band, log-uniform within),
@@ -19,9 +19,9 @@ classify-and-count), seconds_10k_patients, and what the runs were.
 import argparse, json, time
 from concurrent.futures import ProcessPoolExecutor
 import numpy as np, pandas as pd
-from cblc.coverage import coverage_table, judge, make_world, point_errors
+from cblc.ratio.coverage import coverage_table, judge, make_world, point_errors
 from cblc.patient import patient_table, count_fields
-from cblc.prevalence import Validation, correct_ratios
+from cblc.ratio.prevalence import Validation, correct_ratios
 
 RATIOS = (.01, .03, .05, .10, .20, .40, .60)
 COLS = ['n', 'coverage', 'low', 'high', 'below', 'above', 'binomial', 'width', 'mae_raw', 'mae_corrected', 'mae_ratio']

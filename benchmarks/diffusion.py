@@ -11,9 +11,9 @@ shift      trained on PBC's five classes, tested on bcisc and segmentation_wbc: 
 cost       the published protocol and ours with the same weights on test cells, --cells/20 a class: runs of the network and seconds a cell
 
 Weights: those that ship for in-domain, anomaly (ERB, LMU) and cost, unless --train. Pictures come as single cells, found, lit alike and
-at one scale a source (`SIZED` of cblc.crops), at 64 px. PBC names no patients, so figures flatter all models alike. Intervals: bootstrap
+at one scale a source (`SIZED` of cblc.cells.crops), at 64 px. PBC names no patients, so figures flatter all models alike. Intervals: bootstrap
 over pictures (in low-data over draws of training cells, too), 2,000 draws (AUC: 200, cost: 500). --work keeps the crops, and the models
-of all but low-data, for the next command and for the same one after a stop. --results adds the table to a JSON file; 03a_diffusion
+of all but low-data, for the next command and for the same one after a stop. --results adds the table to a JSON file; diffusion/03_classifier
 draws from benchmarks/diffusion.json.
 """
 import argparse, json, multiprocessing, sys, time
@@ -22,17 +22,17 @@ from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score, roc_curve
-from cblc.bundle import shipped
+from cblc.core.bundle import shipped
 from cblc.classifier import fit_classifier
-from cblc.crops import SIZED
+from cblc.cells.crops import SIZED
 from cblc.data import read_image
-from cblc.diffusion import DiffusionSettings, fit_diffusion, load_diffusion, published_errors
-from cblc.engine import cores, progress
-from cblc.public import FINE, FIVE, part_of, public_root, read_five_class, read_pbc
-from cblc.racing import fit_bank
-from cblc.singles import as_crops, read_singles
-from cblc.student import Relay, fit_student
-from cblc.training import FitSettings
+from cblc.diffusion.classifier import DiffusionSettings, fit_diffusion, load_diffusion, published_errors
+from cblc.core.engine import cores, progress
+from cblc.sources.public import FINE, FIVE, part_of, public_root, read_five_class, read_pbc
+from cblc.diffusion.racing import fit_bank
+from cblc.cells.singles import as_crops, read_singles
+from cblc.diffusion.student import Relay, fit_student
+from cblc.learn.training import FitSettings
 
 # the pictures
 

@@ -4,7 +4,7 @@
 
 Four public sources stand for four laboratories: train on three, test on the fourth, with every recipe on the same pictures, for the
 same epochs, at the same size, from random weights, at one learning rate and batch. `plain` and `p1` see each picture as it is; `cblc`
-first finds the cell, cuts it at its source's one scale and lights it alike (cblc.singles). `plain, cblc's crops` tells what of the gain is the
+first finds the cell, cuts it at its source's one scale and lights it alike (cblc.cells.singles). `plain, cblc's crops` tells what of the gain is the
 crop's. Of a source's class at most --per-class pictures are taken, by file-name hash (0: all). The segmenter that finds the cells has
 seen masks or boxes of part of `bcisc` and `pbc128` in its own training, but no class, and nothing of segmentation_wbc.
 
@@ -20,8 +20,8 @@ SOURCES = ('wbc_dataset1', 'wbc_dataset2', 'bcisc', 'pbc128')
 
 def read(pictures, size):
     "Both views of all pictures: as they are, and as cells found and lit."
-    from cblc.singles import read_singles, view_settings
-    from cblc.training import RECIPES
+    from cblc.cells.singles import read_singles, view_settings
+    from cblc.learn.training import RECIPES
     views = {}
     for found, how in ((False, size), (True, view_settings(RECIPES['cblc']['view'], size))):
         crops, rows, cell, bad = read_singles(pictures.path, how, pictures.center)
@@ -35,7 +35,7 @@ def one(job):
     name, source, seed, args = job
     import torch
     from cblc.classifier import fit_classifier
-    from cblc.training import FitSettings
+    from cblc.learn.training import FitSettings
     torch.set_num_threads(1)
     recipe, found = PEERS[name]; out = (pictures.center == source).to_numpy(); crops = views[found]
     s = FitSettings(recipe=recipe, size=args.size, epochs=args.epochs, seed=seed, pretrained=False, threads=1, lr=args.lr, batch=args.batch)
@@ -63,8 +63,8 @@ def table(got, pictures, n_boot=2000):
 
 def main():
     global pictures, views
-    from cblc.engine import cores, progress
-    from cblc.public import public_root, read_five_class
+    from cblc.core.engine import cores, progress
+    from cblc.sources.public import public_root, read_five_class
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for k, v in dict(seeds=3, per_class=200, epochs=8, size=64, jobs=cores(), batch=32).items():
         ap.add_argument(f'--{k.replace("_", "-")}', type=int, default=v)

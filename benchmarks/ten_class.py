@@ -13,10 +13,10 @@ from sklearn.metrics import classification_report, f1_score
 
 if __name__ == '__main__':
     from cblc.classifier import fit_classifier
-    from cblc.engine import cores
-    from cblc.public import FINE, part_of, public_root, read_pbc
-    from cblc.singles import read_singles, view_settings
-    from cblc.training import FitSettings
+    from cblc.core.engine import cores
+    from cblc.sources.public import FINE, part_of, public_root, read_pbc
+    from cblc.cells.singles import read_singles, view_settings
+    from cblc.learn.training import FitSettings
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--recipe', default='home'); ap.add_argument('--view'); ap.add_argument('--out')
     ap.add_argument('--quick', action='store_true')

@@ -9,9 +9,9 @@ rounds are compared. The ratio is cblc's crops a second over the bare loop's: 0.
 """
 import argparse, json, statistics, tempfile, time
 import numpy as np, timm, torch
-from cblc.learning import LeafLoss
-from cblc.network import CellNet, blank_head
-from cblc.training import FitSettings, fit_device, fit_stage
+from cblc.learn.losses import LeafLoss
+from cblc.learn.network import CellNet, blank_head
+from cblc.learn.training import FitSettings, fit_device, fit_stage
 
 def bare_net(a): return timm.create_model('efficientnet_b0', num_classes=5).to(a.device, memory_format=torch.channels_last)
 

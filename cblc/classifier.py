@@ -11,15 +11,15 @@ import warnings
 import numpy as np, pandas as pd, torch
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from .appearance import Appearance
-from .singles import as_crops
-from .bundle import read_bundle, shipped, write_bundle
+from .learn.appearance import Appearance
+from .cells.singles import as_crops
+from .core.bundle import read_bundle, shipped, write_bundle
 from .data import VOCABULARY
-from .engine import compact_onnx, open_engine, run_batches
-from .leaves import Leaves, allowed_leaves, fit_temperature, fit_weights, fold_cells, leaf_scores, leaf_shares, leaf_table, make_leaves, softmax, split_cells
-from .learning import LeafLoss
-from .network import CellNet, Ensemble, adapt_norm, blank_head, make_body
-from .training import Checkpoint, FitSettings, fit_stage, own_seed, run_key
+from .core.engine import compact_onnx, open_engine, run_batches
+from .learn.leaves import Leaves, allowed_leaves, fit_temperature, fit_weights, fold_cells, leaf_scores, leaf_shares, leaf_table, make_leaves, softmax, split_cells
+from .learn.losses import LeafLoss
+from .learn.network import CellNet, Ensemble, adapt_norm, blank_head, make_body
+from .learn.training import Checkpoint, FitSettings, fit_stage, own_seed, run_key
 
 # %% ../nbs/03_classifier.ipynb #c005
 _WAYS = (0, 3, 1, 2, 4, 7, 5, 6) # of looking at a crop, the half turn first; bit 4: transposed, 1 and 2: flipped
@@ -34,13 +34,13 @@ class Classifier:
     "A trained network and what is needed to use it"
     leaves: Leaves
     size: int              # side of the crops in the network, pixels
-    engine: object         # see `cblc.engine`
+    engine: object         # see `cblc.core.engine`
     temperature: float = 1.
     threshold: float = .5  # of p_cblc, from which on a cell counts as CBLC
     views: int = 1         # flips and turns that are averaged over, 1-8
     adapt_bn: float = 0.   # strength of the adaptation to the crops at hand
     look: float = 0.       # share of the appearance in the probabilities
-    appearance: object = None # see `cblc.appearance`
+    appearance: object = None # see `cblc.learn.appearance`
     mixed: float = 1.      # temperature of the two together
     net: object = None     # the torch module, after training only
     settings: object = None
@@ -74,7 +74,7 @@ class Classifier:
         "Make one word of the two"
         with np.errstate(divide='ignore'): return softmax(np.log((1-self.look)*p + self.look*q), self.mixed) if self.look else p
 
-    def predict(self, crops, **kw)->pd.DataFrame: # see `cblc.leaves.leaf_table`
+    def predict(self, crops, **kw)->pd.DataFrame: # see `cblc.learn.leaves.leaf_table`
         "Classify crops"
         return leaf_table(self.probabilities(crops, **kw), self.leaves, self.threshold)
 

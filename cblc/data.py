@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from shapely.validation import explain_validity
-from .images import BadImage, DISCLAIMER, IMAGE_SUFFIXES, image_paths, image_size, read_image
-from .contours import CELL_COLUMNS, mask_to_polygon, polygon_to_mask, read_cells, write_cells
-from .annotations import (FORMATS, UNLABELLED, annotation_shapes, image_table, read_annotations, read_coco, read_geojson, read_labelme, read_masks,
+from .core.images import BadImage, DISCLAIMER, IMAGE_SUFFIXES, image_paths, image_size, read_image
+from .core.contours import CELL_COLUMNS, mask_to_polygon, polygon_to_mask, read_cells, write_cells
+from .core.annotations import (FORMATS, UNLABELLED, annotation_shapes, image_table, read_annotations, read_coco, read_geojson, read_labelme, read_masks,
     read_yolo_seg, shape_flaw, shape_polygon, sniff_format, write_annotations, write_coco, write_geojson, write_labelme, write_masks, write_yolo_seg)
 try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib   # Python 3.10

@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import cblc
 from .data import DISCLAIMER, read_cells, read_cohort, write_cells
-from .bundle import read_bundle, shipped
-from .centers import CenterData, add_opinion, center_rows, classify_images, crop_settings_of, restained_crops
-from .crops import crops_of_cohort
-from .judge import frozen_of, refuse_tuned
+from .core.bundle import read_bundle, shipped
+from .hospital.centers import CenterData, add_opinion, center_rows, classify_images, crop_settings_of, restained_crops
+from .cells.crops import crops_of_cohort
+from .hospital.judge import frozen_of, refuse_tuned
 from .matching import match_cells
-from .stain import StainNormalizer
-from .summary import study_table
+from .cells.stain import StainNormalizer
+from .hospital.summary import study_table
 
 # %% ../nbs/05_external.ipynb #c007
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def load_center(cohort,        # folder, or what `read_cohort` gave
 
 # %% ../nbs/05_external.ipynb #c012
 NOTEBOOK = '05_external.ipynb'
-_TOOLS = '\n'.join(['import pandas as pd', *(f'from cblc.{room} import *' for room in ('centers', 'judge', 'summary', 'external'))])
+_TOOLS = '\n'.join(['import pandas as pd', *(f'from cblc.{room} import *' for room in ('hospital.centers', 'hospital.judge', 'hospital.summary', 'external'))])
 def external_notebook()->Path:
     "Find this notebook: in the installed package, or in the repository of an editable install"
     here = Path(cblc.__file__).parent

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, shapely
 from shapely.affinity import scale as _scale, translate as _translate
 from .data import read_image, BadImage
-from .bundle import read_bundle, write_bundle, shipped
-from .engine import compact_onnx, open_engine, progress
+from .core.bundle import read_bundle, write_bundle, shipped
+from .core.engine import compact_onnx, open_engine, progress
 
 # %% ../nbs/01_segmentation.ipynb #c005
 def _yolo_line(polygon, w, h):

@@ -16,15 +16,15 @@ from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd
 from cblc.classifier import fit_classifier
-from cblc.crops import STANDARD, crop_cells
+from cblc.cells.crops import STANDARD, crop_cells
 from cblc.data import VOCABULARY, read_image
 from cblc.matching import match
 from cblc.patient import cell_scores
-from cblc.public import box_polygon, part_of, public_root, read_bcisc, read_pbc
+from cblc.sources.public import box_polygon, part_of, public_root, read_bcisc, read_pbc
 from cblc.segmentation import Segmenter
 from cblc.study import SMEARS
-from cblc.synthetic import CODES, MARROW, draw_field, random_style
-from cblc.training import FitSettings
+from cblc.sources.synthetic import CODES, MARROW, draw_field, random_style
+from cblc.learn.training import FitSettings
 
 PBC = dict(BA='B', EO='E', ERB='R2|R3', LY='L', MO='M2', PMY='N1', MY='N2', MMY='N3', BNE='N4', SNE='N5', NEUTROPHIL='N4|N5', IG='N1|N2|N3')
 BCISC = dict(baso='B', eosi='E', lymp='L', mono='M2', neut='N4|N5')

@@ -10,11 +10,11 @@ goes on by the same command.
 """
 import argparse
 from dataclasses import asdict, replace
-from cblc.crops import SIZED
-from cblc.diffusion import DiffusionSettings, fit_diffusion
-from cblc.engine import cores
-from cblc.public import FINE, part_of, public_root, read_pbc
-from cblc.singles import read_singles
+from cblc.cells.crops import SIZED
+from cblc.diffusion.classifier import DiffusionSettings, fit_diffusion
+from cblc.core.engine import cores
+from cblc.sources.public import FINE, part_of, public_root, read_pbc
+from cblc.cells.singles import read_singles
 
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
