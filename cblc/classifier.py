@@ -20,6 +20,7 @@ from .learn.leaves import Leaves, allowed_leaves, fit_temperature, fit_weights, 
 from .learn.losses import LeafLoss
 from .learn.network import CellNet, Ensemble, adapt_norm, blank_head, make_body
 from .learn.training import Checkpoint, FitSettings, fit_stage, own_seed, run_key
+from .core.errors import InputError
 
 # %% ../nbs/03_classifier.ipynb #c005
 _WAYS = (0, 3, 1, 2, 4, 7, 5, 6) # of looking at a crop, the half turn first; bit 4: transposed, 1 and 2: flipped
@@ -91,12 +92,12 @@ class Classifier:
 # %% ../nbs/03_classifier.ipynb #c008
 def stage_cells(crops, labels, patients, leaves, vocabulary, size, what, notes)->tuple: # crops n x S x S x 3, allowed leaves n x leaves, patients; ValueError names `what`
     "Take the labelled cells of a stage, brought to one size"
-    if len(crops) != len(labels): raise ValueError(f'{what}: {len(crops)} crops and {len(labels)} labels; give one label a crop')
+    if len(crops) != len(labels): raise InputError(f'{what}: {len(crops)} crops and {len(labels)} labels; give one label a crop')
     if patients is not None and len(patients) != len(crops):
-        raise ValueError(f'{what}: {len(crops)} crops and {len(patients)} patient ids; give one a crop')
+        raise InputError(f'{what}: {len(crops)} crops and {len(patients)} patient ids; give one a crop')
     a = allowed_leaves(labels, leaves, vocabulary); keep = np.flatnonzero(a.any(1))
     if len(keep) < len(a): notes.append(f'{what}: {len(a)-len(keep)} of {len(a)} cells have no label and were not used')
-    if not len(keep): raise ValueError(f'{what}: no labelled cells; give labels')
+    if not len(keep): raise InputError(f'{what}: no labelled cells; give labels')
     crops = crops[keep] if isinstance(crops, np.ndarray) else [crops[i] for i in keep]
     return as_crops(crops, size), a[keep], None if patients is None else np.asarray(pd.Series(patients, dtype=object))[keep]
 
@@ -116,7 +117,7 @@ def hold_out(stages, valid, s, notes)->tuple: # stages without them, validation 
         return [_others(x, valid[2] if how == 'by patient' else None) for x in stages[:-1]] + [_part(stages[-1], ~v)], valid
     for x in stages:
         both = set(map(str, valid[2])) & set(map(str, x[2])) if valid[2] is not None and x[2] is not None else ()
-        if both: raise ValueError(f'patient {min(both)} is in training and in validation; split by patient')
+        if both: raise InputError(f'patient {min(both)} is in training and in validation; split by patient')
     return stages, valid
 
 # %% ../nbs/03_classifier.ipynb #c009
@@ -130,7 +131,7 @@ def _known(leaves, s): # leaves that the start knows from its own training, with
 def _shares(stages, leaves, known, notes): # shares of the leaves in training, with a word on those that are rare or missing
     a = np.concatenate([s[1] for s in stages]); shares = leaf_shares(a); n = a.sum(0)
     if (shares > 0).sum() < 2:
-        raise ValueError(f"training: only {', '.join(np.array(leaves.names)[shares > 0]) or 'nothing'} left to learn; give cells of at least two labels")
+        raise InputError(f"training: only {', '.join(np.array(leaves.names)[shares > 0]) or 'nothing'} left to learn; give cells of at least two labels")
     for words, k in (('was never seen in training and is given probability 0', (n == 0) & ~known), ('was not in this training; what is said of it rests on the weights it started from', (n == 0) & known), ('had one cell in training; what is said of it means little', n == 1)):
         if k.any(): notes.append(f"{', '.join(np.array(leaves.names)[k])}: {words}")
     return shares
@@ -299,7 +300,7 @@ def save_classifier(clf:Classifier, folder, trained_on:str, # on which pictures,
                     crop:dict=None, # how crops are cut (`CropSettings` as a dict), for whoever uses the bundle
                    )->Path: # the bundle's folder
     "Write a trained classifier as a bundle; the checkpoints of its training have done their work and go"
-    if clf.net is None: raise ValueError('this classifier was loaded from a bundle; copy the bundle instead')
+    if clf.net is None: raise InputError('this classifier was loaded from a bundle; copy the bundle instead')
     _round_half(clf.net); n, meta = clf.net, _meta(clf)
     meta |= dict(name=name, trained_on=trained_on, trained_how=trained_how, warnings=[*warnings, *filter(_for_readers, clf.notes)])
     meta['input']['crop'] = crop; meta |= {k: v for k, v in dict(licence=licence, created=created).items() if v}
@@ -314,7 +315,7 @@ def save_classifier(clf:Classifier, folder, trained_on:str, # on which pictures,
 def _bundle_leaves(b): # the leaves a bundle was trained for
     m, L = b.meta, b.meta.get('settings', {}).get('leaves')
     if not L or len(L['member']) != len(m['classes']):
-        raise ValueError(f'{b.path}: the bundle lacks its leaves; make it again with this version')
+        raise InputError(f'{b.path}: the bundle lacks its leaves; make it again with this version')
     return Leaves(tuple(m['classes']), tuple(L['categories']), tuple(L['member']), tuple(L['cblc']))
 
 def load_classifier(bundle=None, # a bundle's folder; None: the one that came with the package
@@ -323,7 +324,7 @@ def load_classifier(bundle=None, # a bundle's folder; None: the one that came wi
     "Read a classifier from a bundle; PyTorch runs nothing of it"
     b = read_bundle(bundle or shipped('classifier'), 'classifier'); m, leaves = b.meta, _bundle_leaves(b); s = m['settings']
     if vocabulary is not None and leaves.names not in {make_leaves(x, vocabulary).names for x in ((), ('artefact',))}:
-        raise ValueError(f"{b.path}: was trained with other labels ({', '.join(leaves.names[:8])}{', ...' if len(leaves.names) > 8 else ''}) than the vocabulary ({', '.join(vocabulary.codes[:8])}, ...); give a bundle trained with the vocabulary")
+        raise InputError(f"{b.path}: was trained with other labels ({', '.join(leaves.names[:8])}{', ...' if len(leaves.names) > 8 else ''}) than the vocabulary ({', '.join(vocabulary.codes[:8])}, ...); give a bundle trained with the vocabulary")
     look = Appearance.from_bytes(Path(b.file('appearance.safetensors')).read_bytes()) if s.get('look') else None
     return Classifier(leaves, m['input']['size'], open_engine(b.file('model.onnx'), backend, threads), m['temperature'], m.get('thresholds', {}).get('cblc', .5),
                       s.get('views', 1), s.get('adapt_bn', 0.), s.get('look', 0.), look, s.get('mixed', 1.), centers=tuple(s.get('centers', ())), metrics=m.get('metrics'), notes=tuple(m.get('warnings', ())), start=s.get('start', ''), bundle=b)
@@ -335,7 +336,7 @@ def load_net(bundle)->torch.nn.Module: # a `CellNet` or an `Ensemble`; ValueErro
     w = b.meta.get('ensemble_weights'); net = cell() if not w else Ensemble([cell() for _ in w], w, np.ones(len(w)))
     left = net.load_state_dict({k: torch.from_numpy(v.astype(np.float32)) for k, v in b.weights().items()}, strict=False)
     lost = [k for k in left.missing_keys if not k.endswith('num_batches_tracked')] + left.unexpected_keys
-    if lost: raise ValueError(f"{b.path}: the weights are not those of {s['fit']['arch']} ({lost[0]}); make the bundle again")
+    if lost: raise InputError(f"{b.path}: the weights are not those of {s['fit']['arch']} ({lost[0]}); make the bundle again")
     return net.eval().to(memory_format=torch.channels_last)
 
 Classifier.save = save_classifier

@@ -8,6 +8,7 @@ __all__ = ['make_parser', 'main']
 # %% ../nbs/09_cli.ipynb #c002
 import argparse, sys
 from pathlib import Path
+from .core.errors import InputError
 
 # %% ../nbs/09_cli.ipynb #c005
 def _demo(a):
@@ -53,7 +54,7 @@ def _fit(a):
     given = {k: v for k, v in dict(epochs=a.epochs, size=a.size, seed=a.seed).items() if v is not None}
     if a.recipe == 'diffusion':
         from cblc.diffusion.classifier import DiffusionSettings
-        if a.arch: raise ValueError(f'--arch {a.arch}: the recipe diffusion has a network of its own; leave --arch out')
+        if a.arch: raise InputError(f'--arch {a.arch}: the recipe diffusion has a network of its own; leave --arch out')
         settings = DiffusionSettings(**given)
     else:
         from cblc.learn.training import fit_settings
@@ -104,6 +105,6 @@ def main(
     a = make_parser().parse_args(argv)
     if getattr(a, 'centers', None): a.centers = [f'center{c}' if c.isdigit() else c for c in a.centers]
     try: return a.run(a) or 0
-    except ValueError as e:
+    except InputError as e:
         print(f'cblc {a.command}: {" ".join(str(e).split())}', file=sys.stderr)
         return 1

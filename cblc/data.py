@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from shapely.validation import explain_validity
-from .core.images import BadImage, DISCLAIMER, IMAGE_SUFFIXES, image_paths, image_size, read_image
+from .core.images import BadImage, IMAGE_SUFFIXES, image_paths, image_size, read_image
 from .core.contours import CELL_COLUMNS, mask_to_polygon, polygon_to_mask, read_cells, write_cells
 from .core.annotations import (FORMATS, UNLABELLED, annotation_shapes, image_table, read_annotations, read_coco, read_geojson, read_labelme, read_masks,
     read_yolo_seg, shape_flaw, shape_polygon, sniff_format, write_annotations, write_coco, write_geojson, write_labelme, write_masks, write_yolo_seg)
 try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
+from .core.errors import DISCLAIMER, InputError
 
 # %% ../nbs/00_data.ipynb #c004
 _all_ = ['BadImage', 'DISCLAIMER', 'IMAGE_SUFFIXES', 'image_paths', 'image_size', 'read_image', 'CELL_COLUMNS', 'FORMATS', 'UNLABELLED',
@@ -51,11 +52,11 @@ class Vocabulary:
         with path.open(encoding='utf-8-sig') if hasattr(path, 'open') else open(path, encoding='utf-8-sig') as f:
             t = pd.read_csv(f, dtype=str, keep_default_na=False)
         lacking = [c for c in ('code', 'meaning', 'lineage', 'category', 'cblc', 'who_blast', 'nucleated') if c not in t]
-        if lacking: raise ValueError(f'{path}: column {", ".join(lacking)} is missing; a vocabulary has one row a code')
-        if t.code.duplicated().any(): raise ValueError(f'{path}: code {t.code[t.code.duplicated()].iloc[0]!r} stands twice; keep one row')
+        if lacking: raise InputError(f'{path}: column {", ".join(lacking)} is missing; a vocabulary has one row a code')
+        if t.code.duplicated().any(): raise InputError(f'{path}: code {t.code[t.code.duplicated()].iloc[0]!r} stands twice; keep one row')
         for c in ('cblc', 'who_blast', 'nucleated'):
             odd = ~t[c].str.lower().isin(_FLAGS)
-            if odd.any(): raise ValueError(f'{path}: {c} of code {t.code[odd].iloc[0]!r} is {t[c][odd].iloc[0]!r}; write yes or no')
+            if odd.any(): raise InputError(f'{path}: {c} of code {t.code[odd].iloc[0]!r} is {t[c][odd].iloc[0]!r}; write yes or no')
             t[c] = t[c].str.lower().map(_FLAGS).astype(bool)
         named = [c for c in t.category.unique() if c != 'other']
         return cls(t.set_index('code', drop=False).rename_axis(None), tuple(named + ['other'] * ('other' in set(t.category))))
@@ -71,7 +72,7 @@ class Vocabulary:
         if isinstance(codes, str): return self._look_up([codes], column, dtype)[0]
         s = codes if isinstance(codes, pd.Series) else pd.Series(list(codes), dtype=object)
         if bad := self.unknown(s):
-            raise ValueError(f'code {", ".join(map(repr, bad))} is not in the vocabulary; use one of {" ".join(self.codes)}, or bring your own table')
+            raise InputError(f'code {", ".join(map(repr, bad))} is not in the vocabulary; use one of {" ".join(self.codes)}, or bring your own table')
         out = s.astype(object).map(self.table[column].to_dict()).astype(dtype)
         return out if isinstance(codes, pd.Series) else out.array
 
@@ -102,12 +103,12 @@ _TEXT = ('patient_id', 'center', 'diagnosis', 'image_id', 'path', 'cell_id', 'co
 
 def _table(path, columns):
     "Read a CSV whose ids stay text and whose other columns become numbers where all are."
-    if not path.is_file(): raise ValueError(f'{path}: no such file; data/README.md shows the layout of a cohort')
+    if not path.is_file(): raise InputError(f'{path}: no such file; data/README.md shows the layout of a cohort')
     try: t = pd.read_csv(path, dtype='string', keep_default_na=False, na_values=[''], encoding='utf-8-sig')
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        raise ValueError(f'{path}: not a CSV table ({e}); save it as comma-separated UTF-8') from e
+        raise InputError(f'{path}: not a CSV table ({e}); save it as comma-separated UTF-8') from e
     lacking = [c for c in columns if c not in t]
-    if lacking: raise ValueError(f'{path}: column {", ".join(lacking)} is missing; add it')
+    if lacking: raise InputError(f'{path}: column {", ".join(lacking)} is missing; add it')
     for c in t.columns.difference(_TEXT):
         n = pd.to_numeric(t[c], errors='coerce')
         if (n.notna() == t[c].notna()).all(): t[c] = n.astype(float)
@@ -116,11 +117,11 @@ def _table(path, columns):
 def _toml(root):
     "Read cohort.toml."
     f = Path(root)/'cohort.toml'
-    if not f.is_file(): raise ValueError(f'{f}: no such file; data/README.md shows the layout of a cohort')
+    if not f.is_file(): raise InputError(f'{f}: no such file; data/README.md shows the layout of a cohort')
     try: meta = tomllib.loads(f.read_text(encoding='utf-8-sig'))
-    except tomllib.TOMLDecodeError as e: raise ValueError(f'{f}: not TOML ({e}); mend that place') from e
+    except tomllib.TOMLDecodeError as e: raise InputError(f'{f}: not TOML ({e}); mend that place') from e
     if not isinstance(meta.get('centers'), dict) or not meta['centers']:
-        raise ValueError(f'{f}: no [centers.NAME] table; name every center with its role, main or external')
+        raise InputError(f'{f}: no [centers.NAME] table; name every center with its role, main or external')
     return meta
 
 def _vocabulary(root, meta):
@@ -131,9 +132,9 @@ def _vocabulary(root, meta):
 def _one_row(t, key, where):
     "Raise where a key is missing or stands twice."
     if t[key].isna().any():
-        raise ValueError(f'{where}: line {t.index[t[key].isna()][0] + 2} has no {key}; fill it in (cblc check lists every fault)')
+        raise InputError(f'{where}: line {t.index[t[key].isna()][0] + 2} has no {key}; fill it in (cblc check lists every fault)')
     twice = t[key][t[key].duplicated()]
-    if len(twice): raise ValueError(f'{where}: {key} {twice.iloc[0]!r} stands in two rows; keep one (cblc check lists every fault)')
+    if len(twice): raise InputError(f'{where}: {key} {twice.iloc[0]!r} stands in two rows; keep one (cblc check lists every fault)')
 
 def _known_only(cells, images, vocabulary):
     "Leave out, with a warning, contours on unlisted pictures, codes nobody knows, and all but the largest part."
@@ -162,7 +163,7 @@ def read_cohort(
         if c not in patients: patients[c] = pd.NA
     for t, col, known, f in ((patients, 'center', meta['centers'], 'cohort.toml'), (images, 'patient_id', set(patients.patient_id), 'patients.csv')):
         odd = ~t[col].isin(list(known))
-        if odd.any(): raise ValueError(f'{root}: {col} {t[col][odd].iloc[0]!r} is not in {f}; add it (cblc check lists every fault)')
+        if odd.any(): raise InputError(f'{root}: {col} {t[col][odd].iloc[0]!r} is not in {f}; add it (cblc check lists every fault)')
     images['path'] = [str((root/p).absolute()) for p in images.path]
     images['center'] = images.patient_id.map(dict(zip(patients.patient_id, patients.center))).astype('string')
     folder = root/'annotations'
@@ -340,9 +341,9 @@ def split_patients(
     _one_row(patients, 'patient_id', 'patients')
     names, share = list(fractions), np.array(list(fractions.values()), float)
     if (share <= 0).any() or not np.isclose(share.sum(), 1):
-        raise ValueError(f'fractions {fractions} do not sum to 1; give positive shares that do')
+        raise InputError(f'fractions {fractions} do not sum to 1; give positive shares that do')
     if len(patients) < len(names):
-        raise ValueError(f'{len(patients)} patients cannot fill {len(names)} splits; give more patients or fewer splits')
+        raise InputError(f'{len(patients)} patients cannot fill {len(names)} splits; give more patients or fewer splits')
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(patients))
     strata = patients[[c for c in by if c in patients]].astype(str).agg('/'.join, axis=1).to_numpy() if set(by) & set(patients) else np.full(len(patients), '')
@@ -373,11 +374,11 @@ def assert_disjoint(
 )->None:                        # ValueError names a patient on two sides
     "Raise where a patient stands in two splits."
     if table.patient_id.isna().any():
-        raise ValueError(f'{table.patient_id.isna().sum()} rows have no patient_id, so a leak cannot be excluded; fill it in')
+        raise InputError(f'{table.patient_id.isna().sum()} rows have no patient_id, so a leak cannot be excluded; fill it in')
     sides = table.dropna(subset=split_col).groupby('patient_id')[split_col].unique()
     leaks = sides[sides.map(len) > 1]
     if len(leaks):
-        raise ValueError(f'patient {leaks.index[0]} is in splits {" and ".join(map(str, leaks.iloc[0]))} ({len(leaks)} such patients); split by patient with split_patients')
+        raise InputError(f'patient {leaks.index[0]} is in splits {" and ".join(map(str, leaks.iloc[0]))} ({len(leaks)} such patients); split by patient with split_patients')
 
 # %% ../nbs/00_data.ipynb #c034
 def read_crops(
@@ -386,14 +387,14 @@ def read_crops(
 )->pd.DataFrame:        # path absolute; ids text
     "Read a crop cohort."
     csv = Path(csv); t = _table(csv, ['path', 'label'] if labelled else ['path'])
-    if not len(t): raise ValueError(f'{csv}: no rows; list one crop a row')
+    if not len(t): raise InputError(f'{csv}: no rows; list one crop a row')
     for c in ['path', 'label'] if labelled else ['path']:
-        if t[c].isna().any(): raise ValueError(f'{csv}: line {t.index[t[c].isna()][0] + 2} has no {c}; fill it in')
+        if t[c].isna().any(): raise InputError(f'{csv}: line {t.index[t[c].isna()][0] + 2} has no {c}; fill it in')
     t['path'] = [str((csv.absolute().parent/p)) for p in t.path]
     if 'patient_id' not in t or t.patient_id.isna().all():
         warnings.warn(f'{csv}: no patient_id, so every crop counts as a patient of its own and leaks between splits cannot be excluded', stacklevel=2)
         t['patient_id'] = pd.Series([f'crop{i}' for i in range(len(t))], dtype='string')
-    elif t.patient_id.isna().any(): raise ValueError(f'{csv}: line {t.index[t.patient_id.isna()][0] + 2} has no patient_id; fill it in')
+    elif t.patient_id.isna().any(): raise InputError(f'{csv}: line {t.index[t.patient_id.isna()][0] + 2} has no patient_id; fill it in')
     t['center'] = t.center.fillna('unknown') if 'center' in t else pd.Series('unknown', index=t.index, dtype='string')
     return t
 
@@ -412,13 +413,13 @@ def convert(
     images=None     # folder, list or table of the pictures, where `src` is no cohort and sizes are needed
 )->Path:            # `out`
     "Convert annotations from one format to another."
-    if to not in ('cohort', *FORMATS): raise ValueError(f'format {to!r} is not known; use cohort, {", ".join(FORMATS)}')
+    if to not in ('cohort', *FORMATS): raise InputError(f'format {to!r} is not known; use cohort, {", ".join(FORMATS)}')
     src, out = Path(src), Path(out); cohort = None
     if (src/'cohort.toml').is_file(): cohort = read_cohort(src); cells, table = cohort.cells, cohort.images
     else: table = None if images is None else image_table(images); cells = read_annotations(src, table)
     if to == 'cohort':
         if cohort is None and table is None:
-            raise ValueError(f'{src}: a cohort needs the pictures; pass images, the folder that holds them')
+            raise InputError(f'{src}: a cohort needs the pictures; pass images, the folder that holds them')
         write_cohort(cohort or _loose_cohort(cells, table), out)
     else: write_annotations(cells[[c for c in ('cell_id', 'image_id', 'polygon', 'code', 'nucleus') if c in cells]], out, to, table)
     return out

@@ -12,7 +12,7 @@ import numpy as np
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import cblc
-from .data import DISCLAIMER, read_cells, read_cohort, write_cells
+from .data import read_cells, read_cohort, write_cells
 from .core.bundle import read_bundle, shipped
 from .hospital.centers import CenterData, add_opinion, center_rows, classify_images, crop_settings_of, restained_crops
 from .cells.crops import crops_of_cohort
@@ -20,6 +20,7 @@ from .hospital.judge import frozen_of, refuse_tuned
 from .matching import match_cells
 from .cells.stain import StainNormalizer
 from .hospital.summary import study_table
+from .core.errors import DISCLAIMER, InputError
 
 # %% ../nbs/05_external.ipynb #c007
 @dataclass(frozen=True)
@@ -32,12 +33,12 @@ class ExternalSettings:
     n_boot: int = 300       # bootstrap draws of an interval
     seed: int = 0
     def __post_init__(self):
-        if self.stain not in ('none', 'reinhard', 'macenko'): raise ValueError(f"stain {self.stain!r}: use 'none', 'reinhard' or 'macenko'")
+        if self.stain not in ('none', 'reinhard', 'macenko'): raise InputError(f"stain {self.stain!r}: use 'none', 'reinhard' or 'macenko'")
 
 def normalizer_of(frozen, method)->StainNormalizer:
     "Rebuild the stain normalisation whose reference is frozen in a bundle"
     if not frozen.get('stain'):
-        raise ValueError(f'stain {method!r}: the bundle holds no stain of its main cohort to go by; validate without it, or with a bundle of `cblc study`')
+        raise InputError(f'stain {method!r}: the bundle holds no stain of its main cohort to go by; validate without it, or with a bundle of `cblc study`')
     return StainNormalizer.from_dict({**frozen['stain'], 'method': method})
 
 def _further_opinions(cells, crops, images, clf, frozen, settings, um_per_px, show):
@@ -84,7 +85,7 @@ def external_notebook()->Path:
     here = Path(cblc.__file__).parent
     for p in (here/'notebooks'/NOTEBOOK, here.parent/'nbs'/NOTEBOOK):
         if p.is_file(): return p
-    raise ValueError(f'{NOTEBOOK} is neither in {here/"notebooks"} nor in {here.parent/"nbs"}: install cblc again, or run from its repository')
+    raise InputError(f'{NOTEBOOK} is neither in {here/"notebooks"} nor in {here.parent/"nbs"}: install cblc again, or run from its repository')
 
 def _report_only():
     "Read the notebook, keeping parameters and report; the tools come from the module"
@@ -185,7 +186,7 @@ def run_external(cohort,            # cohort folder
                 )->tuple:           # study table, problems (center -> one line)
     "Run every center's notebook, skipping what is done; a center that fails does not stop the others"
     co = read_cohort(cohort); centers = list(centers) if centers else [c for c, r in co.centers.items() if r == 'external']
-    if not centers: raise ValueError(f'cohort {co.name} has no external center: name one, or mark it with role = "external" in cohort.toml')
+    if not centers: raise InputError(f'cohort {co.name} has no external center: name one, or mark it with role = "external" in cohort.toml')
     for c in centers: center_rows(co, c)                                   # an unknown name stops before hours of work
     problems = {}
     for c in centers:

@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import betaincinv
+from .core.errors import InputError
 
 # %% ../nbs/02_matching.ipynb #c006
 def _largest(geom):
@@ -29,12 +30,12 @@ def clean_polygons(
     geoms[:] = list(found)
     real = shapely.is_geometry(geoms)
     if not real.all():
-        raise ValueError(f'row {np.argmin(real)}: contour is {geoms[np.argmin(real)]!r}, not a shapely polygon; drop the row or read the file again')
+        raise InputError(f'row {np.argmin(real)}: contour is {geoms[np.argmin(real)]!r}, not a shapely polygon; drop the row or read the file again')
     for k in np.flatnonzero(~shapely.is_valid(geoms) | (shapely.get_type_id(geoms) != 3)):
         geoms[k] = _largest(shapely.make_valid(geoms[k]))
     for k in np.flatnonzero(shapely.get_num_interior_rings(geoms) > 0): geoms[k] = shapely.Polygon(geoms[k].exterior)
     area = shapely.area(geoms)
-    if not (area > 0).all(): raise ValueError(f'row {np.argmin(area > 0)}: contour has no area; drop the row or draw it again')
+    if not (area > 0).all(): raise InputError(f'row {np.argmin(area > 0)}: contour has no area; drop the row or draw it again')
     return geoms
 
 # %% ../nbs/02_matching.ipynb #c010
@@ -42,7 +43,7 @@ def _frame(cells, side):
     "View a cells table, or a list of polygons of one image, as a table with image_id and cell_id"
     if not isinstance(cells, pd.DataFrame): cells = pd.DataFrame(dict(polygon=pd.Series(list(cells), dtype=object)))
     lost = {'polygon'} - set(cells.columns)
-    if lost: raise ValueError(f'{side} cells: no column `polygon`; found {", ".join(map(str, cells.columns))}')
+    if lost: raise InputError(f'{side} cells: no column `polygon`; found {", ".join(map(str, cells.columns))}')
     extra = {}
     if 'image_id' not in cells: extra['image_id'] = 'image'
     if 'cell_id' not in cells: extra['cell_id'] = np.arange(len(cells))
@@ -52,7 +53,7 @@ def _check_images(expert, predicted):
     "Raise where two tables share no image at all"
     a, b = expert['image_id'], predicted['image_id']
     if len(a) and len(b) and not a.isin(b.unique()).any():
-        raise ValueError(f'expert and predicted cells share no image_id: {a.iloc[0]!r} against {b.iloc[0]!r}; name images alike on both sides')
+        raise InputError(f'expert and predicted cells share no image_id: {a.iloc[0]!r} against {b.iloc[0]!r}; name images alike on both sides')
 
 # %% ../nbs/02_matching.ipynb #c011
 def _intersections(e, p):
@@ -115,7 +116,7 @@ def match(
     iou=0.5,   # least IoU of a pair, over 0 to 1
 )->Match:
     "Match contours one to one: the most pairs, then the largest sum of IoU"
-    if not 0 < iou <= 1: raise ValueError(f'iou={iou}: the threshold lies over 0 and up to 1; P1 and this project use 0.5')
+    if not 0 < iou <= 1: raise InputError(f'iou={iou}: the threshold lies over 0 and up to 1; P1 and this project use 0.5')
     table = overlaps(expert, predicted)
     table = table[table['iou'] >= iou - _DUST]
     table = table[_assign(*(table[c].to_numpy() for c in ('expert', 'predicted', 'iou')))]
@@ -151,8 +152,8 @@ def match_cells(
     ignore=(), # codes of expert cells that do not count, e.g. ('V', '0')
 )->tuple: # expert + match_id, iou, ignored; predicted + match_id, iou, code, ignored
     "Match two cells tables image by image and carry the expert's code over"
-    if not 0 < iou <= 1: raise ValueError(f'iou={iou}: the threshold lies over 0 and up to 1; P1 and this project use 0.5')
-    if isinstance(ignore, str): raise ValueError(f'ignore={ignore!r}: give a list of codes, as in ignore=({ignore!r},)')
+    if not 0 < iou <= 1: raise InputError(f'iou={iou}: the threshold lies over 0 and up to 1; P1 and this project use 0.5')
+    if isinstance(ignore, str): raise InputError(f'ignore={ignore!r}: give a list of codes, as in ignore=({ignore!r},)')
     expert, predicted = _frame(expert, 'expert'), _frame(predicted, 'predicted')
     if 'code' not in expert: expert = expert.assign(code=pd.array([pd.NA]*len(expert), dtype='string'))
     skip_e = expert['code'].isin(list(ignore)).to_numpy(dtype=bool)
@@ -231,10 +232,10 @@ def _greedy(table, score, iou):
 
 def _scores_of(predicted):
     "Return the scores of a predicted cells table, or raise"
-    if 'score' not in predicted: raise ValueError('predicted cells: no column `score`; average precision ranks by it')
+    if 'score' not in predicted: raise InputError('predicted cells: no column `score`; average precision ranks by it')
     score = predicted['score'].to_numpy(dtype=float)
     if np.isnan(score).any():
-        raise ValueError(f'predicted cells, row {np.isnan(score).argmax()}: score is missing; average precision ranks by it')
+        raise InputError(f'predicted cells, row {np.isnan(score).argmax()}: score is missing; average precision ranks by it')
     return score
 
 # %% ../nbs/02_matching.ipynb #c042
@@ -318,7 +319,7 @@ def exact_interval(
 )->tuple: # low, high; NaN where n is 0
     "Bound a proportion by Clopper and Pearson's exact binomial interval"
     k, n = np.asarray(k, float), np.asarray(n, float)
-    if ((k < 0) | (k > n)).any(): raise ValueError(f'k={k} of n={n}: successes lie between 0 and the number of trials')
+    if ((k < 0) | (k > n)).any(): raise InputError(f'k={k} of n={n}: successes lie between 0 and the number of trials')
     with np.errstate(invalid='ignore'):
         low = np.where(k == 0, 0., betaincinv(np.maximum(k, 1e-9), n - k + 1, (1 - level)/2))
         high = np.where(k == n, 1., betaincinv(k + 1, np.maximum(n - k, 1e-9), (1 + level)/2))
@@ -334,7 +335,7 @@ def recall_by_code(
     "Count how many expert cells of each code were found"
     if predicted is not None: expert, _ = match_cells(expert, predicted, iou, ignore)
     for c in (by, 'match_id'):
-        if c not in expert: raise ValueError(f'expert cells: no column `{c}`; give a table with `{by}` and the predicted cells')
+        if c not in expert: raise InputError(f'expert cells: no column `{c}`; give a table with `{by}` and the predicted cells')
     counted = expert[~expert['code'].isin(list(ignore))] if 'code' in expert else expert
     found = counted['match_id'].notna().groupby(counted[by]).agg(['size', 'sum'])
     found.loc['all'] = [len(counted), counted['match_id'].notna().sum()]

@@ -15,7 +15,8 @@ import re
 import numpy as np, pandas as pd
 from dataclasses import dataclass
 from scipy import optimize, stats
-from .data import VOCABULARY, DISCLAIMER
+from .data import VOCABULARY
+from .core.errors import DISCLAIMER, InputError
 
 # %% ../nbs/04_patient.ipynb #c007
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class CountSettings:
     assumed_deff: float = 1.5       # that assumption: the variance is 1.5 times the binomial one
     few_cells: int = 200            # below this a count is called small (500 is the convention, 200 the least)
     def __post_init__(self):
-        if not 0 < self.level < 1: raise ValueError(f'level {self.level} of an interval is not between 0 and 1: use 0.95')
+        if not 0 < self.level < 1: raise InputError(f'level {self.level} of an interval is not between 0 and 1: use 0.95')
         if self.assumed_deff < 1:
-            raise ValueError(f'assumed_deff {self.assumed_deff} is below 1: fields never tell more than independent cells; use 1 or more')
+            raise InputError(f'assumed_deff {self.assumed_deff} is below 1: fields never tell more than independent cells; use 1 or more')
 
 # %% ../nbs/04_patient.ipynb #c008
 THRESHOLDS = (.05, .10, .20)                               # of the clinical bands
@@ -85,7 +86,7 @@ def toy_cells(ratio=.15,            # the patient's true CBLC ratio, 0-1
 def _need(cells, cols, what):
     miss = [c for c in cols if c not in cells]
     if miss:
-        raise ValueError(f'the cells table for {what} has no column {", ".join(miss)}: classify the cells first (or `from_codes` for expert cells)')
+        raise InputError(f'the cells table for {what} has no column {", ".join(miss)}: classify the cells first (or `from_codes` for expert cells)')
 
 def from_codes(cells,                 # cells table with `code`
                vocabulary=VOCABULARY
@@ -118,7 +119,7 @@ def count_cells(cells,                     # classified cells table
                 settings=CountSettings(), vocabulary=VOCABULARY
                )->pd.Series:               # count per group in the vocabulary's order, zeros kept
     "Count nucleated marrow cells by category, lineage or CBLC"
-    if by not in ('category', 'lineage', 'cblc'): raise ValueError(f'cells are not counted by {by!r}: use category, lineage or cblc')
+    if by not in ('category', 'lineage', 'cblc'): raise InputError(f'cells are not counted by {by!r}: use category, lineage or cblc')
     c = cells[countable(cells, settings)]
     if by == 'cblc': return c.cblc.astype(bool).value_counts().reindex([True, False], fill_value=0)
     n = c.category.value_counts().reindex(list(vocabulary.categories), fill_value=0).astype(int)
@@ -147,8 +148,8 @@ def cblc_ratio(n_cblc:int,         # cells in CBLC
                method='exact'      # 'exact' (Clopper-Pearson) or 'wilson'
               )->tuple:            # ratio, low, high, 0-1; NaN without cells
     "Divide a count and give its binomial interval, which knows of no clustering and no classifier error"
-    if method not in ('exact', 'wilson'): raise ValueError(f'no binomial interval {method!r}: use exact or wilson')
-    if not 0 <= n_cblc <= n: raise ValueError(f'{n_cblc} CBLC among {n} cells cannot be: give 0 <= n_cblc <= n')
+    if method not in ('exact', 'wilson'): raise InputError(f'no binomial interval {method!r}: use exact or wilson')
+    if not 0 <= n_cblc <= n: raise InputError(f'{n_cblc} CBLC among {n} cells cannot be: give 0 <= n_cblc <= n')
     if n == 0: return np.nan, np.nan, np.nan
     return (n_cblc/n, *(_exact if method == 'exact' else _wilson)(n_cblc, n, level))
 
@@ -182,7 +183,7 @@ def cblc_interval(cells,                    # classified cells table of one pati
                   settings=CountSettings()
                  )->tuple:                  # ratio, low, high, 0-1; NaN without cells
     "Compute the CBLC ratio with an interval for sampling, clustering by field, and the classifier's doubt"
-    if method not in ('field', 'exact', 'wilson'): raise ValueError(f'no interval {method!r}: use field, exact or wilson')
+    if method not in ('field', 'exact', 'wilson'): raise InputError(f'no interval {method!r}: use field, exact or wilson')
     c = cells[countable(cells, settings)]
     k, n = int(c.cblc.astype(bool).sum()), len(c)
     if n == 0 or method != 'field': return cblc_ratio(k, n, settings.level, 'exact' if method == 'field' else method)
@@ -194,7 +195,7 @@ def cblc_interval(cells,                    # classified cells table of one pati
 def band(ratio:float)->str:  # one of BANDS, or 'no cells' for NaN
     "Name the clinical band of a ratio (0-1)"
     if np.isnan(ratio): return 'no cells'
-    if not 0 <= ratio <= 1: raise ValueError(f'a ratio of {ratio} is not between 0 and 1: divide percents by 100')
+    if not 0 <= ratio <= 1: raise InputError(f'a ratio of {ratio} is not between 0 and 1: divide percents by 100')
     return BANDS[int(np.searchsorted(THRESHOLDS, ratio, side='right'))]
 
 def crossed(interval)->list:  # (low, high), 0-1 -> the thresholds it cannot decide
@@ -256,7 +257,7 @@ def summarize_patient(cells,                     # classified cells table of one
     "Summarize a patient: ratio, interval, band, what stands beside it, and warnings"
     ids = cells.patient_id.dropna().unique() if 'patient_id' in cells else []
     if patient_id is None and len(ids) != 1:
-        raise ValueError(f'{len(ids)} patients in the cells table: pass one patient, or its patient_id')
+        raise InputError(f'{len(ids)} patients in the cells table: pass one patient, or its patient_id')
     if patient_id is not None and len(ids): cells = cells[cells.patient_id == patient_id]
     c = cells[countable(cells, settings)]
     ratio, low, high = cblc_interval(cells, settings=settings)
@@ -275,7 +276,7 @@ def _one_center(table):
     two = table[['patient_id', 'center']].dropna().drop_duplicates(); bad = two[two.patient_id.duplicated(keep=False)]
     if len(bad):
         p = bad.patient_id.iloc[0]; where = ', '.join(sorted(map(str, bad.center[bad.patient_id == p])))
-        raise ValueError(f'patient {p} lies in two centers ({where}): a patient belongs to one; give two persons two ids, or name one center')
+        raise InputError(f'patient {p} lies in two centers ({where}): a patient belongs to one; give two persons two ids, or name one center')
 
 def count_fields(cells,                       # classified cells table of any number of patients
                  settings=CountSettings()
@@ -361,9 +362,9 @@ def cell_scores(truth,               # n, is the cell CBLC
     if not len(t) and not len(p):
         return {f'{k}{e}': np.nan for k in METRICS for e in ('', '_low', '_high')} | dict(n=0, n_pos=0, n_patients=0)
     if not len(t) == len(p) == len(d):
-        raise ValueError(f'{len(t)} truths, {len(p)} scores and {len(d)} decisions do not belong together: pass aligned arrays')
+        raise InputError(f'{len(t)} truths, {len(p)} scores and {len(d)} decisions do not belong together: pass aligned arrays')
     if np.isnan(np.r_[t, p, d]).any():
-        raise ValueError('truth, score or decision has missing values: drop those cells first, and count them')
+        raise InputError('truth, score or decision has missing values: drop those cells first, and count them')
     w = np.ones(len(t)) if weights is None else np.asarray(weights, float)
     j = pd.factorize(np.asarray(patient_ids))[0] if patient_ids is not None else np.zeros(len(t), int); m = j.max() + 1
     per = _per_patient(t, p, d, w, j, m, probability); u = pd.factorize(p, sort=True)[0]
@@ -395,8 +396,8 @@ def _flat(out, boot, probability, level):
 def _main_only(table, main_centers, what):
     foreign = sorted(set(table.center.astype(str)) - {str(c) for c in main_centers})
     if foreign:
-        raise ValueError(f'{what} would be fitted on {", ".join(foreign)}, not among the main centers {", ".join(map(str, main_centers))}: pass cells of the main cohort only')
-    if not len(table): raise ValueError(f'{what}: nothing to fit on in the main centers; pass a cohort with a main center')
+        raise InputError(f'{what} would be fitted on {", ".join(foreign)}, not among the main centers {", ".join(map(str, main_centers))}: pass cells of the main cohort only')
+    if not len(table): raise InputError(f'{what}: nothing to fit on in the main centers; pass a cohort with a main center')
 
 def fit_baselines(cells,             # cells with `code` (expert) and `nc_ratio`, of the main cohort
                   main_centers,      # names of the main centers

@@ -16,6 +16,7 @@ from shapely.affinity import scale as _scale, translate as _translate
 from .data import read_image, BadImage
 from .core.bundle import read_bundle, write_bundle, shipped
 from .core.engine import compact_onnx, open_engine, progress
+from .core.errors import InputError
 
 # %% ../nbs/01_segmentation.ipynb #c005
 def _yolo_line(polygon, w, h):
@@ -29,7 +30,7 @@ def write_yolo_tiles(
 )->Path:               # data.yaml, as `train_segmenter` wants it
     "Write tiles and contours as a one-class YOLO-seg folder."
     import cv2
-    if not tiles: raise ValueError(f'{out}: no tiles to write; give at least two images with their polygons')
+    if not tiles: raise InputError(f'{out}: no tiles to write; give at least two images with their polygons')
     out, every = Path(out).resolve(), max(2, round(1/valid))
     for d in ('images', 'labels'):
         for s in ('train', 'val'): (out/d/s).mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ def train_segmenter(
     **options,                            # further settings of ultralytics' trainer
 ):                                        # the trained ultralytics model
     "Train a one-class YOLO segmenter from random weights."
-    if not Path(data).exists(): raise ValueError(f'{data}: no such file; make it with write_yolo_tiles')
+    if not Path(data).exists(): raise InputError(f'{data}: no such file; make it with write_yolo_tiles')
     s, run = settings, Path(run).resolve()
     model = _ultralytics(run/'ultralytics').YOLO(f'{s.arch}.yaml')
     if s.device == 'cpu': [model.add_callback(event, f) for event, f in _on_cpu(s).items()]
@@ -334,7 +335,7 @@ class Segmenter:
 # %% ../nbs/01_segmentation.ipynb #c028
 def _check_rgb(image):
     if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
-        raise ValueError(f'image is {getattr(image, "dtype", type(image).__name__)} {getattr(image, "shape", "")}, not H x W x 3 uint8; open files with cblc.data.read_image')
+        raise InputError(f'image is {getattr(image, "dtype", type(image).__name__)} {getattr(image, "shape", "")}, not H x W x 3 uint8; open files with cblc.data.read_image')
 
 def _resize(image, s):
     import cv2

@@ -12,11 +12,12 @@ from dataclasses import dataclass, asdict, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 import cblc
-from .data import DISCLAIMER, VOCABULARY, BadImage, Cohort, assert_disjoint, check_cohort, image_paths, read_cells, read_cohort, split_patients, write_cells, write_geojson
+from .data import VOCABULARY, BadImage, Cohort, assert_disjoint, check_cohort, image_paths, read_cells, read_cohort, split_patients, write_cells, write_geojson
 from .core.bundle import read_bundle, shipped
 from .cells.crops import STANDARD, CropSettings, crops_of_cohort
 from .matching import match_cells
 from .patient import settle_artefacts
+from .core.errors import DISCLAIMER, InputError
 
 # %% ../nbs/06_study.ipynb #c005
 def fingerprint(*parts)->str: # anything with a stable text; files by their content
@@ -29,7 +30,7 @@ class Run:
     "A folder that remembers which steps are done, with a log."
     def __init__(self, folder, say=print):
         self.folder, self.say = Path(folder), say
-        if self.folder.is_file(): raise ValueError(f'{folder}: is a file; give a folder for the results')
+        if self.folder.is_file(): raise InputError(f'{folder}: is a file; give a folder for the results')
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file = self.folder/'manifest.json'
         self.steps = json.loads(self.file.read_text()) if self.file.is_file() else {}
@@ -72,10 +73,10 @@ def split_main(
     main = [c for c, role in cohort.centers.items() if role == 'main']
     patients = cohort.patients[cohort.patients.center.isin(main)]
     if len(patients) < 3:
-        raise ValueError(f'cohort {cohort.name}: {len(patients)} patients in main centers; a study needs three at least, mark centers with role = "main" in cohort.toml')
+        raise InputError(f'cohort {cohort.name}: {len(patients)} patients in main centers; a study needs three at least, mark centers with role = "main" in cohort.toml')
     split = split_patients(patients, dict(zip(('train', 'valid', 'internal'), settings.fractions)), settings.seed)
     if {'train', 'valid', 'internal'} - set(split):
-        raise ValueError(f'cohort {cohort.name}: {len(patients)} main patients leave no {", ".join({"train", "valid", "internal"} - set(split))} split; bring more patients')
+        raise InputError(f'cohort {cohort.name}: {len(patients)} main patients leave no {", ".join({"train", "valid", "internal"} - set(split))} split; bring more patients')
     return split
 
 # %% ../nbs/06_study.ipynb #c009
@@ -161,7 +162,7 @@ def _found(cohort, main, segmenter, run):
     images = cohort.images[cohort.images.center.isin(main)]
     cells, problems = segment_images(images, Segmenter.load(segmenter or None), cohort.um_per_px)
     if not len(cells):
-        raise ValueError(f'cohort {cohort.name}: no cell was found in {len(images)} images of {", ".join(main)}; look at the images, or give another segmenter')
+        raise InputError(f'cohort {cohort.name}: no cell was found in {len(images)} images of {", ".join(main)}; look at the images, or give another segmenter')
     _, cells = match_cells(cohort.cells[cohort.cells.image_id.isin(images.image_id)], cells)
     write_cells(cells, run.folder/'found.parquet')
     (run.folder/'problems.json').write_text(json.dumps(problems, ensure_ascii=False, indent=1))
@@ -323,7 +324,7 @@ def diagnose(
     "Go from one patient's pictures to cells.parquet, cells.geojson, summary.json and report.html."
     run = Run(out, say); images, um, problems = gather(inputs, run.folder/'fields')
     if not len(images):
-        raise ValueError((problems or [f'{", ".join(map(str, inputs))}: no pictures here; give PNG, JPEG, TIFF or BMP files, a folder of them, or a slide'])[0])
+        raise InputError((problems or [f'{", ".join(map(str, inputs))}: no pictures here; give PNG, JPEG, TIFF or BMP files, a folder of them, or a slide'])[0])
     from cblc.classifier import Classifier
     from cblc.hospital.centers import classify_images
     from cblc.patient import summarize_patient
@@ -334,7 +335,7 @@ def diagnose(
     crop = CropSettings(**(bundle.meta['input'].get('crop') or dict(size=bundle.meta['input']['size'])))
     cells, crops, bad = classify_images(images, Segmenter.load(segmenter or None), Classifier.load(bundle), crop_settings=crop, um_per_px={'': um} if um else None)
     problems += bad
-    if len(bad) == len(images): raise ValueError(bad[0])
+    if len(bad) == len(images): raise InputError(bad[0])
     for p in problems: run.log(f'skipped: {p}')
     said = [*[f'skipped: {p}' for p in problems], *bundle.meta.get('warnings', []),
             f'The model was trained on: {bundle.meta["trained_on"]}.']

@@ -13,23 +13,24 @@ from pathlib import Path
 from .core.bundle import read_bundle
 from .classifier import fit_classifier, load_classifier
 from .cells.crops import CropSettings
-from .data import DISCLAIMER, VOCABULARY
+from .data import VOCABULARY
 from .diffusion.classifier import DiffusionSettings, fit_diffusion, load_diffusion
 from .core.engine import batches
 from .learn.leaves import ARTEFACT
 from .cells.singles import read_singles, view_settings
 from .learn.training import Checkpoint, FitSettings
+from .core.errors import DISCLAIMER, InputError
 
 # %% ../nbs/08_tables.ipynb #c005
 def _rows(csv_path, need): # the table as text, exactly as it stands
     csv_path = Path(csv_path)
-    if not csv_path.is_file(): raise ValueError(f'{csv_path}: no such table; give a CSV with the columns path and label')
+    if not csv_path.is_file(): raise InputError(f'{csv_path}: no such table; give a CSV with the columns path and label')
     try: t = pd.read_csv(csv_path, dtype=str, keep_default_na=False, encoding='utf-8-sig')
     except (ValueError, pd.errors.ParserError) as e:
-        raise ValueError(f'{csv_path}: not readable as a CSV table ({str(e).splitlines()[0][:100]})') from e
+        raise InputError(f'{csv_path}: not readable as a CSV table ({str(e).splitlines()[0][:100]})') from e
     for c in need:
-        if c not in t: raise ValueError(f"{csv_path}: has no column {c!r}, only {', '.join(t) or 'none'}; add it")
-    if not len(t): raise ValueError(f'{csv_path}: has no rows')
+        if c not in t: raise InputError(f"{csv_path}: has no column {c!r}, only {', '.join(t) or 'none'}; add it")
+    if not len(t): raise InputError(f'{csv_path}: has no rows')
     return t
 
 def _known_labels(labels, vocabulary): # are all of them the vocabulary's?
@@ -43,11 +44,11 @@ def _centers(t): # of each row, '' where there is none
 def _usable(csv_path, how, say): # rows that aren't for testing, their crops, which of them validate, and warnings
     t = _rows(csv_path, ['path', 'label']); split = t.split if 'split' in t else pd.Series('', t.index)
     odd = sorted(set(split) - {'', 'train', 'valid', 'test'})
-    if odd: raise ValueError(f"{csv_path}: row {split.tolist().index(odd[0])+2}: split {odd[0]!r}; use train, valid, test or nothing")
+    if odd: raise InputError(f"{csv_path}: row {split.tolist().index(odd[0])+2}: split {odd[0]!r}; use train, valid, test or nothing")
     use = t[split != 'test'].reset_index(drop=True); part = split[split != 'test'].to_numpy()
     crops, rows, found, bad = read_singles([Path(csv_path).parent/p for p in use.path], how, _centers(use).tolist())
     for line in bad: say(f'skipped: {line}')
-    if not len(rows): raise ValueError(f'{csv_path}: none of its pictures could be read; see the lines above')
+    if not len(rows): raise InputError(f'{csv_path}: none of its pictures could be read; see the lines above')
     lost = 0 if isinstance(how, int) else int((~found).sum())
     warn = [f'{n} pictures {what}' for n, what in ((len(bad), 'could not be read and were skipped'), (lost, 'showed the segmenter no cell and were taken as they are')) if n]
     return use.iloc[rows].reset_index(drop=True), crops, part[rows] == 'valid', warn
@@ -81,7 +82,7 @@ LOADERS = dict(classifier=load_classifier, diffusion=load_diffusion) # kind of a
 def open_model(bundle, backend='auto', threads=None): # a model with `predict`, `leaves`, `size` and `bundle`; ValueError for a kind that doesn't name cells
     "Open a bundle of any kind that classifies crops"
     b = read_bundle(bundle)
-    if b.kind not in LOADERS: raise ValueError(f"{b.path}: is a {b.kind} and names no cells; give a {' or a '.join(LOADERS)}")
+    if b.kind not in LOADERS: raise InputError(f"{b.path}: is a {b.kind} and names no cells; give a {' or a '.join(LOADERS)}")
     return LOADERS[b.kind](b, backend, threads)
 
 def _shuffled(t): # positions of each center's rows, so mixed that the first stand for all
@@ -96,7 +97,7 @@ def predict_csv(csv_path, # table with a column `path`, relative to itself, and 
     crop = clf.bundle.meta['input'].get('crop'); how = CropSettings.from_dict(crop) if crop else clf.size
     cols = ['category', *[f'p_{c}' for c in clf.leaves.categories], *(['p_cblc'] if clf.leaves.has_cblc else [])]
     clash = [c for c in cols if c in t]
-    if clash: raise ValueError(f"{csv_path}: already has a column {clash[0]!r}; rename it, or give the table without predictions")
+    if clash: raise InputError(f"{csv_path}: already has a column {clash[0]!r}; rename it, or give the table without predictions")
     pred, bad = pd.DataFrame(index=t.index, columns=cols, dtype=object), []
     for rows in _shuffled(t):
         for s in batches(len(rows), chunk):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from ..data import mask_to_polygon, polygon_to_mask, read_image
 from ..core.engine import cores, progress as show_progress
 from ..matching import clean_polygons
+from ..core.errors import InputError
 
 # %% ../../nbs/cells/00_crops.ipynb #c006
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class CropSettings:
     edge_px: int = 4           # crop pixels over which the cell fades into the plain ground, outside its contour
     def __post_init__(self):
         def need(ok, name, rule):
-            if not ok: raise ValueError(f'CropSettings: {name}={getattr(self, name)!r}; {rule}')
+            if not ok: raise InputError(f'CropSettings: {name}={getattr(self, name)!r}; {rule}')
         need(self.scale in ('cell', 'fixed', 'um'), 'scale', "use 'cell', 'fixed' or 'um'")
         need(self.background in ('plain', 'keep'), 'background', "use 'plain' or 'keep'")
         need(int(self.size) == self.size and 8 <= self.size <= 2048, 'size', 'use a whole number of pixels, 8 to 2048')
@@ -45,7 +46,7 @@ class CropSettings:
     def from_dict(cls, d):
         "Make settings from a bundle's dictionary; an unknown key raises"
         unknown = sorted(set(d) - {f.name for f in fields(cls)})
-        if unknown: raise ValueError(f'CropSettings: unknown key {", ".join(unknown)}; known are {", ".join(f.name for f in fields(cls))}')
+        if unknown: raise InputError(f'CropSettings: unknown key {", ".join(unknown)}; known are {", ".join(f.name for f in fields(cls))}')
         return cls(**d)
 
 P1_CROPS = CropSettings(size=224, scale='fixed', window_px=576) # the crops of P1 (arXiv 2606.10735)
@@ -59,7 +60,7 @@ def _check_image(image):
     "Raise unless `image` is H x W x 3 uint8"
     if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8):
         what = f'{image.dtype} array of shape {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f'image is {what}; give H x W x 3 uint8 RGB, as `cblc.data.read_image` returns it')
+        raise InputError(f'image is {what}; give H x W x 3 uint8 RGB, as `cblc.data.read_image` returns it')
 
 def _check_inside(image, geoms):
     "Raise where a contour lies wholly outside the image"
@@ -67,7 +68,7 @@ def _check_inside(image, geoms):
     (h, w), (x0, y0, x1, y1) = image.shape[:2], shapely.bounds(geoms).T
     out = (x1 <= 0) | (y1 <= 0) | (x0 >= w) | (y0 >= h)
     if out.any():
-        raise ValueError(f'row {out.argmax()}: contour {tuple(shapely.bounds(geoms)[out.argmax()].round().astype(int).tolist())} lies outside the {w} x {h} px image; is it this image\'s cell, in full-resolution pixels?')
+        raise InputError(f'row {out.argmax()}: contour {tuple(shapely.bounds(geoms)[out.argmax()].round().astype(int).tolist())} lies outside the {w} x {h} px image; is it this image\'s cell, in full-resolution pixels?')
 
 def ground_colour(
     image,       # H x W x 3 uint8
@@ -89,7 +90,7 @@ def _sides(geoms, settings, um_per_px):
     if settings.scale == 'fixed': return np.full(len(geoms), settings.window_px)
     if settings.scale == 'um':
         if not um_per_px or not um_per_px > 0:
-            raise ValueError("scale 'um' needs um_per_px, the image's micrometres per pixel; without it use scale 'cell' or 'fixed'")
+            raise InputError("scale 'um' needs um_per_px, the image's micrometres per pixel; without it use scale 'cell' or 'fixed'")
         return np.full(len(geoms), max(1, round(settings.window_um/um_per_px)))
     x0, y0, x1, y1 = shapely.bounds(geoms).reshape(-1, 4).T
     return np.maximum(np.round(np.maximum(x1 - x0, y1 - y0)*settings.context), 1).astype(int)
@@ -158,7 +159,7 @@ def plot_crops(
     "Show crops side by side, each under its title"
     import matplotlib.pyplot as plt
     crops = np.asarray(crops)
-    if not len(crops): raise ValueError('no crops to show; the cells table is empty')
+    if not len(crops): raise InputError('no crops to show; the cells table is empty')
     ncol, (n, h, w) = min(ncol, len(crops)), crops.shape[:3]
     nrow, top = -(-n//ncol), gap if titles is None else round(.3*h)
     sheet = np.full((nrow*(h + top), ncol*(w + gap) - gap, 3), 255, np.uint8)
@@ -295,7 +296,7 @@ def _known_nuclei(geoms, nuclei):
     ratio = np.full(len(geoms), np.nan)
     if nuclei is None: return ratio
     if len(nuclei) != len(geoms):
-        raise ValueError(f'{len(nuclei)} nuclei for {len(geoms)} cells; give one a cell, None where it is not drawn')
+        raise InputError(f'{len(nuclei)} nuclei for {len(geoms)} cells; give one a cell, None where it is not drawn')
     for k, g in enumerate(nuclei):
         if isinstance(g, shapely.Geometry) and not g.is_empty:
             ratio[k] = shapely.make_valid(g).intersection(geoms[k]).area/geoms[k].area
@@ -344,7 +345,7 @@ def keep_p1(
     if isinstance(sizes, tuple): w, h = sizes
     else:
         lost = set(cells['image_id']) - set(sizes)
-        if lost: raise ValueError(f'image {sorted(map(str, lost))[0]}: no size given; add it to `sizes`')
+        if lost: raise InputError(f'image {sorted(map(str, lost))[0]}: no size given; add it to `sizes`')
         w, h = np.array([sizes[i] for i in cells['image_id']]).reshape(-1, 2).T
     if 'circularity' in cells: round_ = cells['circularity'].to_numpy(float)
     else: round_ = np.array([min(1, 4*np.pi*a/p**2) if a else 0 for a, p, _ in (_shape(_fill(g)[2]) for g in geoms)])
@@ -358,7 +359,7 @@ def _image_work(image, group, settings, um, nuclei):
     pixels = read_image(image)
     try:
         return crop_cells(pixels, group, settings, um), morphology(pixels, group, group['nucleus'] if nuclei and 'nucleus' in group else None, um)
-    except ValueError as e: raise ValueError(f'{image}: {e}') from e
+    except ValueError as e: raise InputError(f'{image}: {e}') from e
 
 def _um_of(um_per_px, center):
     "Look up the micrometres per pixel of a center, None where unknown"
@@ -377,7 +378,7 @@ def crops_of_cohort(
     rows = cells.groupby('image_id', sort=False).indices
     at = images.drop_duplicates('image_id').set_index('image_id')
     lost = [i for i in rows if i not in at.index]
-    if lost: raise ValueError(f'image {lost[0]}: has {len(rows[lost[0]])} cells but no row in the images table; add it')
+    if lost: raise InputError(f'image {lost[0]}: has {len(rows[lost[0]])} cells but no row in the images table; add it')
     crops = np.empty((len(cells), settings.size, settings.size, 3), np.uint8)
     def work(image_id):
         um = _um_of(um_per_px, at['center'].get(image_id) if 'center' in at else None)

@@ -15,6 +15,7 @@ from .crops import SIZED, STANDARD, CropSettings, crop_cells
 from ..data import BadImage, read_image
 from ..core.engine import cores, progress
 from ..segmentation import Segmenter, equivalent_diameter
+from ..core.errors import InputError
 
 # %% ../../nbs/cells/02_singles.ipynb #c006
 def _not_bytes(c): # what is wrong with a crop that isn't H x W x 3 bytes
@@ -29,7 +30,7 @@ def as_crops(crops, # n x S x S x 3 uint8, or a list of H x W x 3 pictures
     if isinstance(crops, np.ndarray) and crops.shape[1:] == out.shape[1:] and crops.dtype == np.uint8: return crops
     for i, c in enumerate(crops):
         c = np.asarray(c)
-        if c.dtype != np.uint8 or c.ndim != 3 or c.shape[2] != 3 or 0 in c.shape: raise ValueError(f'crop {i}: {_not_bytes(c)}')
+        if c.dtype != np.uint8 or c.ndim != 3 or c.shape[2] != 3 or 0 in c.shape: raise InputError(f'crop {i}: {_not_bytes(c)}')
         gap = max(c.shape[:2]) - np.array(c.shape[:2])
         if gap.any(): c = np.pad(c, [(g//2, g-g//2) for g in gap] + [(0, 0)], mode='edge')
         out[i] = c if c.shape[0] == size else np.asarray(Image.fromarray(c).resize((size, size), Image.BILINEAR))

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from fastcore.basics import patch
 from pathlib import Path
 from ..data import BadImage, read_image
+from ..core.errors import InputError
 
 # %% ../../nbs/cells/03_stain.ipynb #c006
 def _image(image, where='image'):
@@ -19,7 +20,7 @@ def _image(image, where='image'):
     if isinstance(image, (str, Path)): image = read_image(image)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (3, 4) and image.shape[-1] == 3: return image
     what = f'{image.dtype} array of shape {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
-    raise ValueError(f'{where} is {what}; give H x W x 3 or n x H x W x 3 uint8 RGB, as `cblc.data.read_image` returns it')
+    raise InputError(f'{where} is {what}; give H x W x 3 or n x H x W x 3 uint8 RGB, as `cblc.data.read_image` returns it')
 
 def _unframed(image):
     "Cut off a letterbox: rows or columns of one colour (within 4 grey levels) along two opposite borders"
@@ -100,7 +101,7 @@ def measure_stain(
     "Measure the stain of a picture, or of a laboratory from its pictures"
     images = [images] if isinstance(images, (np.ndarray, str, Path)) else list(images)
     if not images or not all(np.size(i) for i in images):
-        raise ValueError('measure_stain: no image given, or an empty one; give fields of the laboratory')
+        raise InputError('measure_stain: no image given, or an empty one; give fields of the laboratory')
     each = [_measure(_image(i, f'image {k}')) for k, i in enumerate(images)]
     used = [s for s in each if s.stained >= MIN_STAINED] or each
     middle = {f.name: np.median([getattr(s, f.name) for s in used], axis=0) for f in fields(Stain)[:-1]}
@@ -151,7 +152,7 @@ def _stain_of(d):
     except (KeyError, TypeError, ValueError): s = {}
     shapes = dict(ground=(3,), lab_mean=(3,), lab_sd=(3,), dyes=(2, 3), amount=(2,), stained=(), n=())
     if {k: v.shape for k, v in s.items()} != shapes or set(d) != set(shapes):
-        raise ValueError(f'stain: not the numbers of a stain ({", ".join(shapes)}); write them with `StainNormalizer.to_dict`')
+        raise InputError(f'stain: not the numbers of a stain ({", ".join(shapes)}); write them with `StainNormalizer.to_dict`')
     return Stain(**{k: _triples(v) if v.ndim == 2 else tuple(v.tolist()) if v.ndim else float(v) for k, v in s.items()}
                  | dict(n=int(s['n'])))
 
@@ -165,8 +166,8 @@ class StainNormalizer:
     target: Stain = None      # the reference's stain, set by `fit`
     def __post_init__(self):
         if self.method not in (*_METHODS, 'none'):
-            raise ValueError(f"StainNormalizer: method {self.method!r}; use 'reinhard', 'macenko' or 'none'")
-        if not self.max_gain > 1: raise ValueError(f'StainNormalizer: max_gain {self.max_gain}; use a factor above 1')
+            raise InputError(f"StainNormalizer: method {self.method!r}; use 'reinhard', 'macenko' or 'none'")
+        if not self.max_gain > 1: raise InputError(f'StainNormalizer: max_gain {self.max_gain}; use a factor above 1')
     def measure(self,
         images,     # fields of one laboratory or slide; as for `measure_stain`
     )->Stain:
@@ -178,7 +179,7 @@ class StainNormalizer:
         "Learn the reference's stain; ValueError where there is none to learn"
         target = images if isinstance(images, Stain) else measure_stain(images)
         if self.method != 'none' and (why := _unusable(target, self.method)):
-            raise ValueError(f'StainNormalizer.fit: the reference cannot be used, {why}; give fields with stained cells')
+            raise InputError(f'StainNormalizer.fit: the reference cannot be used, {why}; give fields with stained cells')
         self.target = target
         return self
 
@@ -203,7 +204,7 @@ def transform(self:StainNormalizer,
     image = _image(image)
     if self.method == 'none' or not image.size: return image.copy()
     if self.target is None:
-        raise ValueError('StainNormalizer.transform: nothing learned yet; call `fit` with fields of the reference laboratory')
+        raise InputError('StainNormalizer.transform: nothing learned yet; call `fit` with fields of the reference laboratory')
     if source is None: source = measure_stain(image)
     elif self.own_ground: source = replace(source, ground=tuple(ground_light(image).tolist()))
     if why := self.problem(source):
@@ -234,7 +235,7 @@ def from_dict(cls:StainNormalizer,
 ):
     "Read a normalizer from a model bundle"
     unknown = sorted(set(d) - {f.name for f in fields(cls)})
-    if unknown: raise ValueError(f'StainNormalizer: unknown key {", ".join(unknown)}; known are {", ".join(f.name for f in fields(cls))}')
+    if unknown: raise InputError(f'StainNormalizer: unknown key {", ".join(unknown)}; known are {", ".join(f.name for f in fields(cls))}')
     new = cls(**{k: v for k, v in d.items() if k != 'target'})
     return new.fit(_stain_of(d['target'])) if d.get('target') is not None else new
 
@@ -271,7 +272,7 @@ def stain_table(
 )->pd.DataFrame: # one row a picture: the table's columns less `path`, measures, `note` where it could not be measured
     "Describe the stain of many pictures"
     if isinstance(images, pd.DataFrame) and 'path' not in images:
-        raise ValueError(f'stain_table: the table has no column path, only {", ".join(map(str, images))}; give a cohort\'s `images`')
+        raise InputError(f'stain_table: the table has no column path, only {", ".join(map(str, images))}; give a cohort\'s `images`')
     table = images.drop(columns='path') if isinstance(images, pd.DataFrame) else pd.DataFrame(dict(image_id=range(len(images))))
     rows = []
     for image in (images.path if isinstance(images, pd.DataFrame) else images):
@@ -286,7 +287,7 @@ def stain_shift(
 )->pd.Series:   # measure -> signed steps; NaN where either side has none
     "Tell how far a stain is from a reference, measure by measure"
     p, r = (pd.DataFrame([x] if isinstance(x, dict) else x).reindex(columns=list(MEASURES)).astype(float) for x in (profile, reference))
-    if not len(p) or not len(r): raise ValueError('stain_shift: a side has no picture; give at least one profile each')
+    if not len(p) or not len(r): raise InputError('stain_shift: a side has no picture; give at least one profile each')
     spread = 1.4826*(r - r.median()).abs().median()
     return (p.median() - r.median())/np.fmax(spread, pd.Series(MEASURES))
 
@@ -305,7 +306,7 @@ def plot_stain(
 ):
     "Show pictures in optical density space, one dot a picture, a cross at each center's median"
     import matplotlib.pyplot as plt, seaborn as sns
-    if by not in table: raise ValueError(f'plot_stain: no column {by}; the table has {", ".join(map(str, table))}')
+    if by not in table: raise InputError(f'plot_stain: no column {by}; the table has {", ".join(map(str, table))}')
     ax = ax or plt.subplots(figsize=(4, 3.4))[1]; groups = sorted(table[by].unique(), key=str)
     for g, colour in zip(groups, sns.color_palette('tab10', len(groups))):
         t = table[table[by] == g]; ax.scatter(t.od_r, t.od_b, s=16, color=colour, alpha=.6, lw=0)

@@ -15,7 +15,8 @@ import numpy as np, pandas as pd
 from PIL import Image
 from shapely.geometry import MultiPolygon, Polygon, mapping
 from .contours import mask_to_polygon, polygon_to_mask
-from .images import DISCLAIMER, IMAGE_SUFFIXES, image_paths, image_size
+from .images import IMAGE_SUFFIXES, image_paths, image_size
+from .errors import DISCLAIMER, InputError
 
 # %% ../../nbs/core/03_annotations.ipynb #c006
 UNLABELLED = 'unlabelled'   # what stands in files that demand a name
@@ -94,17 +95,17 @@ def _cells(shapes):
 def _text(path):
     try: return Path(path).read_text(encoding='utf-8-sig')
     except (OSError, UnicodeDecodeError) as e:
-        raise ValueError(f'{path}: not readable as text ({e}); give an annotation file in UTF-8') from e
+        raise InputError(f'{path}: not readable as text ({e}); give an annotation file in UTF-8') from e
 
 def _json(path):
     try: return json.loads(_text(path))
-    except json.JSONDecodeError as e: raise ValueError(f'{path}: broken JSON in line {e.lineno} ({e.msg}); export it again') from e
+    except json.JSONDecodeError as e: raise InputError(f'{path}: broken JSON in line {e.lineno} ({e.msg}); export it again') from e
 
 def _files(path, *suffixes):
     "List the annotation files of a folder, or the file itself."
     path = Path(path)
     found = sorted(p for p in path.rglob('*') if p.suffix.lower() in suffixes) if path.is_dir() else [path] if path.is_file() else []
-    if not found: raise ValueError(f'{path}: no {" or ".join(suffixes)} file here; give the annotation file or its folder')
+    if not found: raise InputError(f'{path}: no {" or ".join(suffixes)} file here; give the annotation file or its folder')
     return found
 
 # %% ../../nbs/core/03_annotations.ipynb #c011
@@ -118,7 +119,7 @@ def image_table(
 
 def _sizes(images, who):
     "Width and height by image id."
-    if images is None: raise ValueError(f'{who} holds no pixel sizes of its own; pass images, a table of image_id and path')
+    if images is None: raise InputError(f'{who} holds no pixel sizes of its own; pass images, a table of image_id and path')
     t = image_table(images)
     if {'width', 'height'} <= set(t): return dict(zip(t.image_id, zip(t.width, t.height)))
     return {i: image_size(p) for i, p in zip(t.image_id, t.path)}
@@ -129,7 +130,7 @@ def _by_image(cells, images):
     groups = dict(list(cells.groupby('image_id')))
     for i in list(paths) or sorted(groups): yield i, paths.get(i), groups.get(i, cells.iloc[:0]).to_dict('records')
     lost = sorted(set(groups) - set(paths)) if paths else []
-    if lost: raise ValueError(f'image {lost[0]} has cells and is not in the image table; add it')
+    if lost: raise InputError(f'image {lost[0]} has cells and is not in the image table; add it')
 
 # %% ../../nbs/core/03_annotations.ipynb #c012
 def _label(cell): return c if isinstance(c := cell.get('code'), str) else UNLABELLED
@@ -157,7 +158,7 @@ def _labelme_ring(shape):
 def _labelme_shapes(path, images=None):
     for f in _files(path, '.json'):
         shapes = d.get('shapes') if isinstance(d := _json(f), dict) else None
-        if shapes is None: raise ValueError(f'{f}: no "shapes", so not a LabelMe file; take it out of the folder')
+        if shapes is None: raise InputError(f'{f}: no "shapes", so not a LabelMe file; take it out of the folder')
         for i, s in enumerate(shapes, 1):
             ring = _labelme_ring(s)
             yield Shape(f, f'shape {i}', f.stem, [] if ring is None else [[ring]], _code(s.get('label')), s.get('cell_id'), s.get('group_id'),
@@ -212,10 +213,10 @@ def _coco_shapes(path, images=None):
     for f in _files(path, '.json'):
         doc = _json(f)
         if not isinstance(doc, dict) or not {'images', 'annotations'} <= set(doc):
-            raise ValueError(f'{f}: no "images" and "annotations", so no COCO contours; give an instances file')
+            raise InputError(f'{f}: no "images" and "annotations", so no COCO contours; give an instances file')
         found = {i['id']: i for i in doc['images']}; names = {c['id']: c['name'] for c in doc.get('categories', [])}
         if not any(a.get('segmentation') or a.get('bbox') for a in doc['annotations']):
-            raise ValueError(f'{f}: a COCO file without contours (captions, labels, panoptic or an image list); give an instances file')
+            raise InputError(f'{f}: a COCO file without contours (captions, labels, panoptic or an image list); give an instances file')
         boxes = sum(not a.get('segmentation') for a in doc['annotations'])
         if boxes: warnings.warn(f'{f}: {boxes} boxes without a contour are read as rectangles', stacklevel=4)
         for a in doc['annotations']:
@@ -309,7 +310,7 @@ def _yolo_shapes(path, images=None):
     for f in _yolo_files(path):
         if f.stem in known: size = known[f.stem]
         elif b := _beside(f): size = image_size(b)
-        else: raise ValueError(f'{f}: its picture is not beside it, so its size is unknown; pass images')
+        else: raise InputError(f'{f}: its picture is not beside it, so its size is unknown; pass images')
         names = _class_names(f.parent)
         for i, line in enumerate(_text(f).splitlines(), 1):
             try: cls, *numbers = map(float, line.split())
@@ -356,7 +357,7 @@ def _geojson_shapes(path, images=None):
     for f in _files(path, '.geojson', '.json'):
         doc = _json(f)
         features = doc.get('features', [doc] if doc.get('type') == 'Feature' else None) if isinstance(doc, dict) else doc
-        if features is None: raise ValueError(f'{f}: no features, so not GeoJSON; export it from QuPath as GeoJSON')
+        if features is None: raise InputError(f'{f}: no features, so not GeoJSON; export it from QuPath as GeoJSON')
         for i, x in enumerate(features, 1):
             p = x.get('properties') or {}; kind = p.get('classification'); meta = p.get('metadata') or {}
             parts = _geo_parts(x.get('geometry'))
@@ -445,7 +446,7 @@ def write_masks(
     images = None if images is None else image_table(images); size = _sizes(images, 'a cells table')
     for image_id, _, rows in _by_image(cells, images):
         w, h = map(int, size[image_id]); a = np.zeros((h, w), np.uint16)
-        if len(rows) > 65535: raise ValueError(f'image {image_id} has {len(rows)} cells and a 16-bit mask holds 65,535; use another format')
+        if len(rows) > 65535: raise InputError(f'image {image_id} has {len(rows)} cells and a 16-bit mask holds 65,535; use another format')
         for k, c in enumerate(rows, 1):
             a[polygon_to_mask(c['polygon'], (h, w))] = k
             listed.append((image_id, k, c.get('cell_id'), '' if _label(c) == UNLABELLED else _label(c)))
@@ -463,24 +464,24 @@ def _sniff_json(f):
     if isinstance(doc, dict) and 'images' in doc: return 'coco'
     if isinstance(doc, list) and doc and doc[0].get('type') == 'Feature' or isinstance(doc, dict) and doc.get('type') in ('FeatureCollection', 'Feature'):
         return 'geojson'
-    raise ValueError(f'{f}: JSON that is neither LabelMe, COCO nor GeoJSON; convert it to one of them')
+    raise InputError(f'{f}: JSON that is neither LabelMe, COCO nor GeoJSON; convert it to one of them')
 
 def sniff_format(
     path    # an annotation file or a folder
 )->str:     # a key of `FORMATS`
     "Tell an annotation format by its content."
     path = Path(path)
-    if not path.exists(): raise ValueError(f'{path}: no such file or folder; correct the path')
+    if not path.exists(): raise InputError(f'{path}: no such file or folder; correct the path')
     files = sorted(p for p in path.rglob('*') if p.is_file()) if path.is_dir() else [path]
     of = lambda *s: next((p for p in files if p.suffix.lower() in s), None)
     if of('.geojson'): return 'geojson'
     if f := of('.json'): return _sniff_json(f)
     if f := of('.xml'):
         kind = next((k for k, tag in (('CVAT XML', '<annotations>'), ('Pascal VOC XML', '<bndbox>'), ('LabelMe or VOC XML', '<annotation>')) if tag in _text(f)), 'XML')
-        raise ValueError(f'{f}: {kind} is not read; export LabelMe JSON, COCO, YOLO-seg or GeoJSON')
+        raise InputError(f'{f}: {kind} is not read; export LabelMe JSON, COCO, YOLO-seg or GeoJSON')
     if any(re.match(r'^\s*\d+(\s+[-+.\deE]+){4,}\s*$', _text(p).split('\n')[0]) for p in files if p.suffix.lower() == '.txt'): return 'yolo'
     if of('.png', '.tif', '.tiff', '.bmp') and not of('.txt'): return 'masks'
-    raise ValueError(f'{path}: no annotations that are known ({", ".join(FORMATS)}); give the file or folder that holds them')
+    raise InputError(f'{path}: no annotations that are known ({", ".join(FORMATS)}); give the file or folder that holds them')
 
 # %% ../../nbs/core/03_annotations.ipynb #c044
 def annotation_shapes(
@@ -490,7 +491,7 @@ def annotation_shapes(
 )->list[Shape]:     # outlines as they stand, the unsound too
     "List every outline of annotation files."
     fmt = fmt or sniff_format(path)
-    if fmt not in FORMATS: raise ValueError(f'annotation format {fmt!r} is not known; use one of {", ".join(FORMATS)}')
+    if fmt not in FORMATS: raise InputError(f'annotation format {fmt!r} is not known; use one of {", ".join(FORMATS)}')
     return list(FORMATS[fmt][0](path, images))
 
 def read_annotations(
@@ -508,5 +509,5 @@ def write_annotations(
     images=None             # image table
 )->Path:
     "Write contours in any known format."
-    if fmt not in FORMATS: raise ValueError(f'annotation format {fmt!r} is not known; use one of {", ".join(FORMATS)}')
+    if fmt not in FORMATS: raise InputError(f'annotation format {fmt!r} is not known; use one of {", ".join(FORMATS)}')
     return FORMATS[fmt][1](cells, out, images)

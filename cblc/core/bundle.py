@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import cblc
-from ..data import DISCLAIMER
+from .errors import DISCLAIMER, InputError
 
 # %% ../../nbs/core/04_bundle.ipynb #c006
 SCHEMA_VERSION = 1
@@ -58,7 +58,7 @@ def check_meta(meta:dict, # what is known about a model, see `META`
               )->dict: # the same meta; ValueError in one line where something is missing, unknown or impossible
     "Check what is said about a model against `META`"
     fault = _fault(meta, meta.get('kind'))
-    if fault: raise ValueError(f'{where}: {fault}')
+    if fault: raise InputError(f'{where}: {fault}')
     return meta
 
 # %% ../../nbs/core/04_bundle.ipynb #c011
@@ -95,9 +95,9 @@ def _sha(data): return hashlib.sha256(data).hexdigest()
 
 def _check_name(name, where): # a file of a bundle is a plain name in its folder, and no pickle
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]*', str(name)):
-        raise ValueError(f'{where}: {name!r} is not a plain file name; a bundle holds no folders')
+        raise InputError(f'{where}: {name!r} is not a plain file name; a bundle holds no folders')
     if Path(name).suffix.lower() in PICKLES:
-        raise ValueError(f'{where}: {name} is a pickle by its suffix; give the weights as arrays (safetensors) or ONNX')
+        raise InputError(f'{where}: {name} is a pickle by its suffix; give the weights as arrays (safetensors) or ONNX')
 
 def _put(path, data): # whole or not at all
     tmp = path.with_name(f'.{path.name}.part')
@@ -109,7 +109,7 @@ def _contents(meta, weights, files, card, where): # name -> bytes of every file 
     from safetensors.numpy import save
     for name in files: _check_name(name, where)
     clash = {_BUNDLE, _CARD, *([_WEIGHTS] if weights is not None else [])} & set(files)
-    if clash: raise ValueError(f'{where}: {min(clash)} is written by write_bundle; give it another name')
+    if clash: raise InputError(f'{where}: {min(clash)} is written by write_bundle; give it another name')
     out = {name: data if isinstance(data, bytes) else Path(data).read_bytes() for name, data in files.items()}
     if weights is not None: out[_WEIGHTS] = save({k: np.ascontiguousarray(weights[k]) for k in sorted(weights)})
     return out | {_CARD: (card or model_card(meta)).encode()}
@@ -122,9 +122,9 @@ def write_bundle(folder, # made if need be
                 )->Path: # the folder; ValueError where meta or a file name is at fault
     "Write a model bundle, byte for byte the same for the same content"
     folder = Path(folder)
-    if folder.is_file(): raise ValueError(f'{folder}: is a file; give a folder for the bundle')
+    if folder.is_file(): raise InputError(f'{folder}: is a file; give a folder for the bundle')
     meta = check_meta(_plain({'cblc_version':cblc.__version__} | meta), folder)
-    if card and DISCLAIMER not in card: raise ValueError(f'{folder}: the card lacks the line {DISCLAIMER!r}; every page carries it')
+    if card and DISCLAIMER not in card: raise InputError(f'{folder}: the card lacks the line {DISCLAIMER!r}; every page carries it')
     out = _contents(meta, weights, files or {}, card, folder)
     folder.mkdir(parents=True, exist_ok=True)
     old = folder/_BUNDLE
@@ -141,8 +141,8 @@ def write_bundle(folder, # made if need be
 def _load_json(path): # bundle.json as a dict, or one clear line
     try: doc = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as e:
-        raise ValueError(f'{path}: not readable as JSON ({type(e).__name__}); get the bundle again') from e
-    if not isinstance(doc, dict): raise ValueError(f'{path}: holds a {type(doc).__name__}, not a bundle; get the bundle again')
+        raise InputError(f'{path}: not readable as JSON ({type(e).__name__}); get the bundle again') from e
+    if not isinstance(doc, dict): raise InputError(f'{path}: holds a {type(doc).__name__}, not a bundle; get the bundle again')
     return doc
 
 def _listed(path): # names that the bundle.json of an older bundle lists, those that are plain names; a damaged one lists none
@@ -151,16 +151,16 @@ def _listed(path): # names that the bundle.json of an older bundle lists, those 
     return [n for n in (names if isinstance(names, dict) else {}) if re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]*', n)]
 
 def _check_files(folder, files): # every listed file is there with its hash, and no pickle lies about
-    if not isinstance(files, dict) or not files: raise ValueError(f'{folder/_BUNDLE}: lists no files; get the bundle again')
+    if not isinstance(files, dict) or not files: raise InputError(f'{folder/_BUNDLE}: lists no files; get the bundle again')
     pickles = sorted(p for p in folder.rglob('*') if p.suffix.lower() in PICKLES)
-    if pickles: raise ValueError(f'{pickles[0]}: a pickle has no place in a bundle and is never opened; remove it')
+    if pickles: raise InputError(f'{pickles[0]}: a pickle has no place in a bundle and is never opened; remove it')
     for name, entry in files.items():
         _check_name(name, folder/_BUNDLE)
         path = folder/name
-        if not path.is_file(): raise ValueError(f'{path}: is listed in {_BUNDLE} but missing; get the bundle again')
+        if not path.is_file(): raise InputError(f'{path}: is listed in {_BUNDLE} but missing; get the bundle again')
         want = entry.get('sha256') if isinstance(entry, dict) else None
         if _sha(path.read_bytes()) != want:
-            raise ValueError(f'{path}: its SHA-256 is not the one in {_BUNDLE}: damaged or changed; get the bundle again')
+            raise InputError(f'{path}: its SHA-256 is not the one in {_BUNDLE}: damaged or changed; get the bundle again')
 
 # %% ../../nbs/core/04_bundle.ipynb #c019
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Bundle:
     def id(self)->str: # its name and a short hash of all its files: what a report calls it
         return f"{self.meta.get('name') or self.kind} {_sha(json.dumps(self.hashes, sort_keys=True).encode())[:12]}"
     def file(self, name)->Path: # the path of a listed file
-        if name not in self.hashes: raise ValueError(f"{self.path}: has no file {name!r}; it has {', '.join(self.hashes)}")
+        if name not in self.hashes: raise InputError(f"{self.path}: has no file {name!r}; it has {', '.join(self.hashes)}")
         return self.path/name
     def weights(self)->dict: # name -> array
         from safetensors.numpy import load
@@ -189,13 +189,13 @@ def read_bundle(folder, # a bundle's folder, or a `Bundle` (given back)
     if isinstance(folder, Bundle): folder = folder.path
     folder = Path(folder); path = folder/_BUNDLE
     if not path.is_file():
-        raise ValueError(f'{folder}: no model bundle here ({_BUNDLE} is missing); give the folder that `cblc fit` or `cblc demo` wrote')
+        raise InputError(f'{folder}: no model bundle here ({_BUNDLE} is missing); give the folder that `cblc fit` or `cblc demo` wrote')
     doc = _load_json(path); schema = doc.get('schema')
     if schema != SCHEMA_VERSION:
-        raise ValueError(f'{path}: schema version {schema!r}, this cblc reads {SCHEMA_VERSION}; make the bundle again or use the cblc that wrote it')
-    if not isinstance(doc.get('meta'), dict): raise ValueError(f'{path}: says nothing about the model (no meta); get the bundle again')
+        raise InputError(f'{path}: schema version {schema!r}, this cblc reads {SCHEMA_VERSION}; make the bundle again or use the cblc that wrote it')
+    if not isinstance(doc.get('meta'), dict): raise InputError(f'{path}: says nothing about the model (no meta); get the bundle again')
     meta = check_meta(doc['meta'], path)
-    if kind and meta['kind'] != kind: raise ValueError(f"{folder}: is a {meta['kind']}, a {kind} is wanted; give another bundle")
+    if kind and meta['kind'] != kind: raise InputError(f"{folder}: is a {meta['kind']}, a {kind} is wanted; give another bundle")
     _check_files(folder, doc.get('files'))
     return Bundle(folder, meta, {n: e['sha256'] for n, e in doc['files'].items()})
 
@@ -206,5 +206,5 @@ def shipped(name:str, # 'segmenter' or 'classifier'
     assets = Path(cblc.__file__).parent/'assets'
     have = sorted(p.parent.name for p in assets.glob(f'*/{_BUNDLE}'))
     if name not in have:
-        raise ValueError(f"shipped bundle {name!r}: not in this installation, which has {', '.join(have) or 'none'}; give a bundle's folder instead")
+        raise InputError(f"shipped bundle {name!r}: not in this installation, which has {', '.join(have) or 'none'}; give a bundle's folder instead")
     return assets/name

@@ -9,6 +9,7 @@ __all__ = ['CELL_COLUMNS', 'polygon_to_mask', 'mask_to_polygon', 'write_cells', 
 from pathlib import Path
 import numpy as np, pandas as pd, shapely
 from shapely.geometry import MultiPolygon, Polygon
+from .errors import InputError
 
 # %% ../../nbs/core/02_contours.ipynb #c005
 CELL_COLUMNS = {
@@ -56,7 +57,7 @@ def mask_to_polygon(
     from skimage.measure import find_contours
     mask = np.asarray(mask) != 0
     if mask.ndim != 2 or not mask.any():
-        raise ValueError(f'mask of shape {mask.shape} has no pixel set; give a height x width mask of one cell')
+        raise InputError(f'mask of shape {mask.shape} has no pixel set; give a height x width mask of one cell')
     ys, xs = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
     box = np.pad(mask[ys[0]:ys[-1] + 1, xs[0]:xs[-1] + 1], 1)
     rings = [Polygon(c[:, ::-1] + (xs[0] - .5, ys[0] - .5)) for c in find_contours(box.astype(float), .5)]
@@ -91,7 +92,7 @@ def read_cells(
 )->pd.DataFrame:
     "Read a cells table."
     path = Path(path)
-    if not path.is_file(): raise ValueError(f'{path}: no such file; give a cells table written by `write_cells`')
+    if not path.is_file(): raise InputError(f'{path}: no such file; give a cells table written by `write_cells`')
     cells = pd.read_parquet(path)
     for c in _GEOMETRY:
         if c in cells: cells[c] = pd.Series(shapely.from_wkb(cells[c].to_numpy(object)), index=cells.index, dtype=object)

@@ -9,6 +9,7 @@ __all__ = ['cores', 'batches', 'progress', 'Engine', 'open_engine', 'run_batches
 import math, os, sys, warnings
 from pathlib import Path
 import numpy as np
+from .errors import InputError
 
 # %% ../../nbs/core/05_engine.ipynb #c006
 def _quota(root, cgroup): # cores by the cgroup quotas from this group up to the root; inf without a limit
@@ -40,7 +41,7 @@ def batches(n:int, # how many there are
             size:int, # how many go together; 1 or more
            ): # slices that cover 0..n in order
     "Cut `n` things into batches"
-    if size < 1: raise ValueError(f'batch size {size}: give 1 or more')
+    if size < 1: raise InputError(f'batch size {size}: give 1 or more')
     return [slice(i, min(i+size, n)) for i in range(0, n, size)]
 
 def progress(it, # what to go through
@@ -60,7 +61,7 @@ sys.modules.setdefault('openvino_telemetry', None)
 def _threads(threads): # a checked number of threads
     if threads is None: return cores()
     if type(threads) is not int or threads < 1:
-        raise ValueError(f'threads={threads!r}: give a whole number, 1 or more, or None for all {cores()}')
+        raise InputError(f'threads={threads!r}: give a whole number, 1 or more, or None for all {cores()}')
     return threads
 
 def _first_line(e): return next((l.strip() for l in reversed(str(e).splitlines()) if l.strip()), type(e).__name__)[:200]
@@ -78,7 +79,7 @@ class Engine:
         x = np.ascontiguousarray(x, dtype=np.float32)
         if self.shape is not None and (x.ndim != len(self.shape)
                                        or any(d not in (None, n) for d, n in list(zip(self.shape, x.shape))[(x.size == 0):])):
-            raise ValueError(f"{self.name}: got a batch of shape {x.shape}, wants {tuple('any' if d is None else d for d in self.shape)}; crop or resize to that size")
+            raise InputError(f"{self.name}: got a batch of shape {x.shape}, wants {tuple('any' if d is None else d for d in self.shape)}; crop or resize to that size")
         if len(x): return self._run(x)
         return [o[:0] for o in self._run(np.zeros((1, *x.shape[1:]), np.float32))]
 
@@ -89,7 +90,7 @@ def _openvino(path, threads, precision):
     front = FrontEndManager().load_by_framework('onnx')
     conf = dict(INFERENCE_NUM_THREADS=threads, INFERENCE_PRECISION_HINT=precision, PERFORMANCE_HINT='LATENCY')
     net = ov.Core().compile_model(front.convert(front.load(str(path))), 'CPU', conf)
-    if len(net.inputs) != 1: raise ValueError(f'{path}: has {len(net.inputs)} inputs, one is wanted')
+    if len(net.inputs) != 1: raise InputError(f'{path}: has {len(net.inputs)} inputs, one is wanted')
     shape = [d.get_length() if d.is_static else None for d in net.input(0).partial_shape]
     request = net.create_infer_request()
     def run(x): return [np.array(v) for v in request.infer([x], share_inputs=True).to_tuple()]
@@ -101,7 +102,7 @@ def _onnxruntime(path, threads, precision):
     opt = ort.SessionOptions()
     opt.intra_op_num_threads, opt.inter_op_num_threads, opt.log_severity_level = threads, 1, 3
     net = ort.InferenceSession(str(path), opt, providers=['CPUExecutionProvider'])
-    if len(net.get_inputs()) != 1: raise ValueError(f'{path}: has {len(net.get_inputs())} inputs, one is wanted')
+    if len(net.get_inputs()) != 1: raise InputError(f'{path}: has {len(net.get_inputs())} inputs, one is wanted')
     i = net.get_inputs()[0]
     return lambda x: net.run(None, {i.name:x}), [d if isinstance(d, int) else None for d in i.shape]
 
@@ -117,10 +118,10 @@ def _torch(module, threads): # a torch module as an engine; it is set to evaluat
     return Engine(run, type(module).__name__, None, 'torch', threads)
 
 def _check_graph(path): # the file is there and isn't obviously something else
-    if not path.is_file(): raise ValueError(f'{path}: no such ONNX file; give the path of a model.onnx')
+    if not path.is_file(): raise InputError(f'{path}: no such ONNX file; give the path of a model.onnx')
     head = path.read_bytes()[:16]
     if not head or head[0] != 0x08:
-        raise ValueError(f'{path}: not an ONNX network; export it with torch.onnx or give a bundle\'s model.onnx')
+        raise InputError(f'{path}: not an ONNX network; export it with torch.onnx or give a bundle\'s model.onnx')
 
 def open_engine(onnx, # path of an ONNX graph with one input, or a torch module
                 backend='auto', # 'openvino', 'onnxruntime', 'torch' (for a module), or 'auto': the first that works
@@ -129,12 +130,12 @@ def open_engine(onnx, # path of an ONNX graph with one input, or a torch module
                )->Engine: # ValueError in one line: no such file, not a network, no such backend
     "Open a network for running on this machine"
     threads = _threads(threads)
-    if precision not in ('f32', 'bf16'): raise ValueError(f"precision={precision!r}: give 'f32' or 'bf16'")
+    if precision not in ('f32', 'bf16'): raise InputError(f"precision={precision!r}: give 'f32' or 'bf16'")
     if backend not in ('auto', 'torch', *_OPEN):
-        raise ValueError(f"backend={backend!r}: give 'auto', {', '.join(map(repr, _OPEN))} or 'torch'")
+        raise InputError(f"backend={backend!r}: give 'auto', {', '.join(map(repr, _OPEN))} or 'torch'")
     if callable(onnx) and hasattr(onnx, 'eval') and backend in ('auto', 'torch'): return _torch(onnx, threads)
     if backend == 'torch' or not isinstance(onnx, (str, os.PathLike)):
-        raise ValueError(f"{onnx}: backend={backend!r} needs {'a torch module' if backend == 'torch' else 'the path of an ONNX file'}")
+        raise InputError(f"{onnx}: backend={backend!r} needs {'a torch module' if backend == 'torch' else 'the path of an ONNX file'}")
     path = Path(onnx); _check_graph(path); why = []
     for name in (_OPEN if backend == 'auto' else [backend]):
         try: run, shape = _OPEN[name](path, threads, precision)
@@ -144,7 +145,7 @@ def open_engine(onnx, # path of an ONNX graph with one input, or a torch module
         else:
             if why: warnings.warn(f"{path.name}: runs on {name}, since {'; '.join(why)}")
             return Engine(run, path.name, shape, name, threads)
-    raise ValueError(f"{path}: no engine can run it ({'; '.join(why)}); check the file, or pip install openvino onnxruntime")
+    raise InputError(f"{path}: no engine can run it ({'; '.join(why)}); check the file, or pip install openvino onnxruntime")
 
 # %% ../../nbs/core/05_engine.ipynb #c030
 def run_batches(engine, # an `Engine`

@@ -20,6 +20,7 @@ from .probes import ErrorMeter, Looks, Profile, center_disc
 from .racing import Bank, fit_bank, fit_time_weight, published_uncertainty, race, race_published
 from ..cells.singles import as_crops
 from ..learn.training import fit_device
+from ..core.errors import InputError
 
 # %% ../../nbs/diffusion/03_classifier.ipynb #c006
 @dataclass(frozen=True)
@@ -87,14 +88,14 @@ class DiffusionClassifier:
     def must_draw(self, what):
         "Refuse to make pictures with a network that was taught to tell classes apart; ValueError"
         if (s := self.settings) is not None and s.heads == 'all' and s.contrast:
-            raise ValueError(f"{what}: the model was trained with contrast={s.contrast} to tell classes apart, and what it draws is noise; train one with heads='one' or contrast=0")
+            raise InputError(f"{what}: the model was trained with contrast={s.contrast} to tell classes apart, and what it draws is noise; train one with heads='one' or contrast=0")
 
     def probabilities(self, crops, **kw):
         return self.race(crops).probabilities(self.temperature) if len(crops) else np.zeros((0, len(self.leaves.names)))
 
     def predict(self, crops, protocol='cblc', show=True)->pd.DataFrame: # see `cblc.learn.leaves.leaf_table`; and `uncertainty`, `anomaly`
         "Classify crops"
-        if protocol not in ('cblc', 'cytodiffusion'): raise ValueError(f"protocol={protocol!r}: give 'cblc' or 'cytodiffusion'")
+        if protocol not in ('cblc', 'cytodiffusion'): raise InputError(f"protocol={protocol!r}: give 'cblc' or 'cytodiffusion'")
         if protocol == 'cytodiffusion': return published_table(self, crops)
         m = self.meter(crops); p = self.race(crops, meter=m).probabilities(self.temperature) if len(crops) else self.probabilities(crops)
         return leaf_table(p, self.leaves, self.threshold).assign(uncertainty=1-p.max(1, initial=0), anomaly=self.anomaly(crops, m))
@@ -163,7 +164,7 @@ def fit_diffusion(crops,            # n x S x S x 3 uint8, or a list of pictures
     (x, y, _), (vx, vy, _) = _single(train, 'training', notes), _single(valid, 'validation', notes)
     seen = np.unique(y)
     if len(seen) < 2:
-        raise ValueError(f"training: only {', '.join(np.array(leaves.names)[seen]) or 'nothing'} left to learn; give cells of at least two labels")
+        raise InputError(f"training: only {', '.join(np.array(leaves.names)[seen]) or 'nothing'} left to learn; give cells of at least two labels")
     leaves, y, (vx, vy) = _present(leaves, seen, y, vx, vy, notes)
     if centers is not None: notes.append(f"centers: {', '.join(sorted(set(map(str, centers))))}")
     if s.epochs: s = replace(s, steps=s.epochs*max(1, round(len(x)/s.batch)))
@@ -220,7 +221,7 @@ def load_diffusion(bundle, backend='auto', threads=None, device='auto'
     try: net.load_state_dict({k: torch.from_numpy(v) for k, v in part('net').items()})
     except RuntimeError as e:
         what = f"a {m['input']['size']} px denoiser of {len(m['classes'])} classes"
-        raise ValueError(f'{b.path}: the weights are not those of {what}; make the bundle again') from e
+        raise InputError(f'{b.path}: the weights are not those of {what}; make the bundle again') from e
     L, k = s['leaves'], s['looks']; leaves = Leaves(tuple(m['classes']), tuple(L['categories']), tuple(L['member']), tuple(L['cblc']))
     fit = DiffusionSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in s['fit'].items()}) if s['fit'] else None
     bank = Bank(**{k: array(v) if k != 'start' else v for k, v in s['bank'].items()})

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..learn.augment import Augment, CropBatches
 from ..core.engine import progress
 from ..learn.training import fit_device, load_tensors, optimizer_state, own_seed, run_key, save_tensors
+from ..core.errors import InputError
 
 # %% ../../nbs/diffusion/00_denoiser.ipynb #c005
 def make_scheduler(kind='ddim'): # 'ddim' to sample in few steps, 'ddpm' for the noise alone
@@ -52,7 +53,7 @@ class Denoiser(nn.Module):
         super().__init__()
         from diffusers import UNet2DModel
         if size % (fold*2**(len(widths)-1)):
-            raise ValueError(f'size {size}: give a multiple of {fold*2**(len(widths)-1)}, so that it can be halved')
+            raise InputError(f'size {size}: give a multiple of {fold*2**(len(widths)-1)}, so that it can be halved')
         self.shape = dict(n_classes=n_classes, size=size, widths=list(widths), layers=layers, fold=fold, heads=heads)
         # of the time: what a unit of error is worth as evidence, see `denoising_loss`
         if heads == 'all': self.log_gain = nn.Parameter(torch.full((20,), 3.))
@@ -119,11 +120,11 @@ class DenoiserSettings:
 
     def __post_init__(self):
         for k, low in dict(size=16, steps=1, batch=2, layers=1, fold=1, snr=0, null=0, contrast=0, early=.1, stain=0, zoom=0, balance=0).items():
-            if not getattr(self, k) >= low: raise ValueError(f'{k}={getattr(self, k)}: give {low} or more')
+            if not getattr(self, k) >= low: raise InputError(f'{k}={getattr(self, k)}: give {low} or more')
         for k in ('ema', 'null'):
-            if not 0 <= getattr(self, k) < 1: raise ValueError(f'{k}={getattr(self, k)}: give a share, 0 or more and below 1')
-        if self.heads not in ('one', 'all'): raise ValueError(f"heads={self.heads!r}: give 'one' or 'all'")
-        if self.precision not in ('auto', 'f32', 'bf16'): raise ValueError(f"precision={self.precision!r}: give 'auto', 'f32' or 'bf16'")
+            if not 0 <= getattr(self, k) < 1: raise InputError(f'{k}={getattr(self, k)}: give a share, 0 or more and below 1')
+        if self.heads not in ('one', 'all'): raise InputError(f"heads={self.heads!r}: give 'one' or 'all'")
+        if self.precision not in ('auto', 'f32', 'bf16'): raise InputError(f"precision={self.precision!r}: give 'auto', 'f32' or 'bf16'")
 
     def at(self, step): # the learning rate of a step
         return self.lr*min(1, (step+1)/min(self.warmup, self.steps//4 + 1))*.5*(1+math.cos(math.pi*step/self.steps))
@@ -151,7 +152,7 @@ def halving(run, n:int)->int: # run(slice); the size of a part that fitted
             for i in range(0, n, part): run(slice(i, i+part))
             return part
         except torch.OutOfMemoryError:
-            if part == 1: raise ValueError('a single crop does not fit into memory; give a smaller size or narrower widths') from None
+            if part == 1: raise InputError('a single crop does not fit into memory; give a smaller size or narrower widths') from None
             part = (part+1)//2; torch.cuda.empty_cache() if torch.cuda.is_available() else None
 
 # %% ../../nbs/diffusion/00_denoiser.ipynb #c014
@@ -173,7 +174,7 @@ class _Trainer: # the state of a training, and one step of it
         halving(part, len(x)); torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.); self.opt.step()
         d = min(self.s.ema, (i+1)/(i+10)); self.losses.append(sum(total))
         if not math.isfinite(self.losses[-1]):
-            raise ValueError(f'training broke off: the loss of step {i+1} is {self.losses[-1]}; give a smaller lr')
+            raise InputError(f'training broke off: the loss of step {i+1} is {self.losses[-1]}; give a smaller lr')
         live = self.net.state_dict(); torch._foreach_lerp_(list(self.mean.values()), [live[k] for k in self.mean], 1-d)
     def save(self, path, key, i):
         t = {f'net.{k}': v for k, v in self.net.state_dict().items()} | {f'mean.{k}': v for k, v in self.mean.items()}

@@ -11,6 +11,7 @@ from ..learn.augment import border_ring
 from .denoiser import Noise, to_unit
 from .probes import Looks
 from ..cells.singles import as_crops
+from ..core.errors import InputError
 
 # %% ../../nbs/diffusion/06_explain.ipynb #c005
 @torch.inference_mode()
@@ -25,9 +26,9 @@ def counterfactual(model,          # a `DiffusionClassifier`
     model.must_draw('counterfactual')
     x = as_crops(crops, model.size); names = list(model.leaves.names); pick = lambda k: [k]*len(x) if isinstance(k, str) else list(k)
     if away is None: away = np.array(names)[model.race(x).winner]
-    for k in {*pick(to), *pick(away)} - set(names): raise ValueError(f"class {k!r}: the model knows {', '.join(names)}")
+    for k in {*pick(to), *pick(away)} - set(names): raise InputError(f"class {k!r}: the model knows {', '.join(names)}")
     if len(pick(to)) != len(x) or len(pick(away)) != len(x):
-        raise ValueError(f'{len(x)} crops, {len(pick(to))} classes to change to and {len(pick(away))} to change from; give one a crop')
+        raise InputError(f'{len(x)} crops, {len(pick(to))} classes to change to and {len(pick(away))} to change from; give one a crop')
     grid = Looks.grid(looks, 1, seed+77, span); m = model.meter(x)
     noise, mix = grid.noise(model.size).to(m.device), Noise(m.device); u = to_unit(x, m.device)
     sums = torch.zeros_like(u)

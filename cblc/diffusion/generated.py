@@ -9,10 +9,10 @@ __all__ = ['sample_cells', 'plot_cells', 'nearest_distance', 'copy_test', 'two_s
 import json
 import numpy as np, torch
 from pathlib import Path
-from ..data import DISCLAIMER
 from .denoiser import make_scheduler, to_bytes
 from ..core.engine import progress
 from ..cells.singles import as_crops
+from ..core.errors import DISCLAIMER, InputError
 
 # %% ../../nbs/diffusion/05_generated.ipynb #c005
 @torch.inference_mode()
@@ -21,8 +21,8 @@ def sample_cells(model,            # a `DiffusionClassifier`
                  steps:int=50, guidance:float=1., seed=0, batch=64, show=True)->np.ndarray: # n x S x S x 3 uint8
     "Make a cell of each class named"
     names = list(model.leaves.names); unknown = sorted(set(classes) - set(names))
-    if unknown: raise ValueError(f"class {unknown[0]!r}: the model knows {', '.join(names)}")
-    if steps < 1: raise ValueError(f'steps={steps}: give 1 or more')
+    if unknown: raise InputError(f"class {unknown[0]!r}: the model knows {', '.join(names)}")
+    if steps < 1: raise InputError(f'steps={steps}: give 1 or more')
     model.must_draw('sample_cells')
     net, device = model.net, model.meter(np.zeros((0, 8, 8, 3), np.uint8)).device
     k = torch.tensor([names.index(c) for c in classes], dtype=torch.long, device=device)
@@ -83,7 +83,7 @@ def two_sample_test(real, made, seed=0)->dict: # crops of both; share told right
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     n = min(len(real), len(made))
-    if n < 8: raise ValueError(f'{len(real)} real and {len(made)} made cells; a test needs eight of each')
+    if n < 8: raise InputError(f'{len(real)} real and {len(made)} made cells; a test needs eight of each')
     rng = np.random.default_rng(seed)
     X = np.vstack([_traits(real)[rng.permutation(len(real))[:n]], _traits(made)[rng.permutation(len(made))[:n]]])
     y = np.repeat([0, 1], n); half = np.tile(np.arange(n) < n//2, 2)
@@ -97,7 +97,7 @@ def write_quiz(folder, real, made, n:int=40, seed=0)->Path: # n pictures of each
     import base64, io, nbformat
     from PIL import Image
     folder = Path(folder); rng = np.random.default_rng(seed); n = min(n, len(real), len(made))
-    if not n: raise ValueError(f'{len(real)} real and {len(made)} made cells; a quiz needs some of each')
+    if not n: raise InputError(f'{len(real)} real and {len(made)} made cells; a quiz needs some of each')
     sheet = [(x, 'real') for x in real[rng.permutation(len(real))[:n]]] + [(x, 'made') for x in made[rng.permutation(len(made))[:n]]]
     order = rng.permutation(2*n); folder.mkdir(parents=True, exist_ok=True); rows = []
     for j, i in enumerate(order):
@@ -115,10 +115,10 @@ def score_quiz(folder)->dict: # share told right with its exact interval; ValueE
     "Compare the answers with the key"
     from scipy.stats import binomtest
     folder = Path(folder); path = folder/'answers.json'
-    if not path.is_file(): raise ValueError(f'{path}: no answers yet; run the last cell of quiz.ipynb')
+    if not path.is_file(): raise InputError(f'{path}: no answers yet; run the last cell of quiz.ipynb')
     key, said = json.loads(folder.with_name(folder.name + '_key.json').read_text()), {k: v.strip().lower() for k, v in json.loads(path.read_text()).items() if str(v).strip()}
     for k, v in said.items():
-        if v not in ('real', 'made') or k not in key: raise ValueError(f"{path}: answer {v!r} to number {k}; write 'real' or 'made'")
-    if not said: raise ValueError(f'{path}: no answers; write real or made behind the numbers')
+        if v not in ('real', 'made') or k not in key: raise InputError(f"{path}: answer {v!r} to number {k}; write 'real' or 'made'")
+    if not said: raise InputError(f'{path}: no answers; write real or made behind the numbers')
     right = sum(key[k] == v for k, v in said.items()); t = binomtest(right, len(said)); ci = t.proportion_ci()
     return dict(right=right, n=len(said), accuracy=right/len(said), interval=(ci.low, ci.high), p=t.pvalue)

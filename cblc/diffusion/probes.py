@@ -13,6 +13,7 @@ from ..learn.appearance import Normals, cell_look
 from ..learn.augment import turned
 from .denoiser import Noise, halving, to_unit
 from scipy.special import expit
+from ..core.errors import InputError
 
 # %% ../../nbs/diffusion/01_probes.ipynb #c005
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Profile:
         if not len(look): return np.zeros(0)
         if kind == 'null': return ((np.log(np.maximum(errors[:, -1], 1e-9)) - self.usual[0])/self.usual[1]).mean(1)
         parts = dict(look=lambda: self.look.unlikely(look), errors=lambda: self.errors.unlikely(error_profile(errors)))
-        if kind not in (*parts, 'both'): raise ValueError(f"kind={kind!r}: give 'both', 'look', 'errors' or 'null'")
+        if kind not in (*parts, 'both'): raise InputError(f"kind={kind!r}: give 'both', 'look', 'errors' or 'null'")
         return sum(f() for k, f in parts.items() if kind in (k, 'both')).min(1)
     def anomaly(self, look, errors)->np.ndarray: # n, 0-1
         "Measure how foreign cells are; 0.5 is passed by one in twenty of the known"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from scipy import stats
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
+from ..core.errors import InputError
 
 # %% ../../nbs/diffusion/02_racing.ipynb #c007
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ def fit_bank(errors,           # n x C x P: of validation cells, for each class 
     "Choose pairs by how well they separate the classes"
     errors, truth = np.asarray(errors, float), np.asarray(truth); n, C, P = errors.shape; rows = np.arange(n)
     if C < 2 or len(set(truth.tolist())) < 2:
-        raise ValueError(f'a bank is chosen by how well it separates classes: {C} given, {len(set(truth.tolist()))} among the cells; give validation cells of two at least')
+        raise InputError(f'a bank is chosen by how well it separates classes: {C} given, {len(set(truth.tolist()))} among the cells; give validation cells of two at least')
     d = (errors - errors[rows, truth][:, None])[np.arange(C) != truth[:, None]]                # n(C-1) x P
     gain = 2*d.mean(0).clip(0)/d.var(0).clip(1e-12); L = -gain*(errors - errors.mean(1, keepdims=True))
-    if not gain.any(): raise ValueError('under no pair does the right class have the smaller error; train longer')
+    if not gain.any(): raise InputError('under no pair does the right class have the smaller error; train longer')
     worth = lambda A, head=0.: float(np.exp(minimize_scalar(lambda f: -_likelihood(A, truth, head)(np.exp(f)), bounds=(-6, 1), method='bounded').x))
     A = np.zeros((n, C)) if start is None else np.asarray(start, float)
     S, chosen, sums, heads, likely, w = np.zeros((n, C)), [], [], [], [], worth(A) if start is not None else 0.
@@ -79,7 +80,7 @@ def race(errors,               # errors(cells, classes, pairs) -> float array, f
          blocks=(2, 1, 1, 2, 2, 4, 4),  # pairs until each look; the last is repeated
         )->Race:
     "Let the classes of every cell race each other, all cells side by side"
-    if not 0 < alpha < 1: raise ValueError(f'alpha={alpha}: give a share between 0 and 1')
+    if not 0 < alpha < 1: raise InputError(f'alpha={alpha}: give a share between 0 and 1')
     alive = np.ones((n, n_classes), bool); R = np.zeros((n, n_classes, n_classes)); used = np.zeros((n, n_classes), int)
     at = 0; blocks = list(blocks)
     A = np.zeros((n, n_classes)) if start is None else bank.start*np.asarray(start, float); H = A[:, :, None] - A[:, None]
@@ -88,7 +89,7 @@ def race(errors,               # errors(cells, classes, pairs) -> float array, f
         i, c = np.nonzero(alive & going[:, None])
         e = np.asarray(errors(np.repeat(i, len(block)), np.repeat(c, len(block)), np.tile(bank.pairs[block], len(i))), float)
         if not np.isfinite(e).all():
-            raise ValueError('the errors of a race are not finite numbers; the denoiser is broken, train it with a smaller lr')
+            raise InputError('the errors of a race are not finite numbers; the denoiser is broken, train it with a smaller lr')
         L = np.zeros((n, n_classes)); L[i, c] = -(e.reshape(-1, len(block))*bank.gain[block]).sum(1); used[i, c] += len(block)
         # R[i, a, b]: for a, against b, while both were looked at
         both = (alive & going[:, None])[:, :, None] & alive[:, None]; R += (L[:, :, None] - L[:, None])*both

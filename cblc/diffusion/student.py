@@ -13,6 +13,7 @@ from ..classifier import Classifier, fit_classifier
 from ..learn.leaves import leaf_table
 from ..learn.training import FitSettings
 from fastai.callback.core import Callback
+from ..core.errors import InputError
 
 # %% ../../nbs/diffusion/04_student.ipynb #c005
 class Distill(Callback):
@@ -30,9 +31,9 @@ def fit_student(teacher,           # a `DiffusionClassifier`
                 vocabulary=None, out=None)->Classifier: # ValueError where a label is not the teacher's
     "Train a classifier on labels and on a diffusion model's probabilities"
     names = list(teacher.leaves.names); labels = list(map(str, labels)); odd = sorted(set(labels) - set(names))
-    if odd: raise ValueError(f"label {odd[0]!r}: the teacher knows {', '.join(names)}; leave these cells out")
+    if odd: raise InputError(f"label {odd[0]!r}: the teacher knows {', '.join(names)}; leave these cells out")
     if sorted(set(labels)) != sorted(names):
-        raise ValueError(f"no cell of {', '.join(sorted(set(names) - set(labels)))}, which the teacher knows; a student needs some of each")
+        raise InputError(f"no cell of {', '.join(sorted(set(names) - set(labels)))}, which the teacher knows; a student needs some of each")
     return fit_classifier(crops, labels, patient_ids, settings=settings, vocabulary=vocabulary, valid=valid, out=out,
                           cbs=[Distill(teacher.probabilities(crops), weight)])
 
@@ -45,7 +46,7 @@ class Relay:
 
     def __post_init__(self):
         if self.student.leaves.names != self.teacher.leaves.names:
-            raise ValueError(f"student and teacher name other classes ({', '.join(self.student.leaves.names)}; {', '.join(self.teacher.leaves.names)}); train the student with `fit_student`")
+            raise InputError(f"student and teacher name other classes ({', '.join(self.student.leaves.names)}; {', '.join(self.teacher.leaves.names)}); train the student with `fit_student`")
     @property
     def leaves(self): return self.student.leaves
     @property

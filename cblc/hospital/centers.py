@@ -16,6 +16,7 @@ from ..cells.crops import CropSettings, crop_cells, crops_of_cohort
 from ..core.engine import progress
 from ..matching import match_cells
 from ..patient import settle_artefacts, toy_cells
+from ..core.errors import InputError
 
 # %% ../../nbs/hospital/00_centers.ipynb #c006
 def crop_settings_of(classifier)->CropSettings:
@@ -79,7 +80,7 @@ def opinions(cells)->list:
 def as_opinion(cells, name)->pd.DataFrame:
     "Take the table as a further opinion sees it, without the model's own probabilities"
     if name not in opinions(cells):
-        raise ValueError(f'no opinion {name!r} in the cells table: it has {", ".join(opinions(cells)) or "none"}')
+        raise InputError(f'no opinion {name!r} in the cells table: it has {", ".join(opinions(cells)) or "none"}')
     own = {c: cells[f'{name}_{c}'] for c in ('category', 'cblc', 'p_cblc', 'p_artefact') if f'{name}_{c}' in cells}
     return cells[[c for c in cells if not c.startswith(('p_', f'{name}_'))]].assign(**own)
 
@@ -167,8 +168,8 @@ def show_cells(cells, images, title='', size=96, cols=12):
 def center_rows(cohort, center)->tuple:  # patients, images, expert cells
     "Take one center's rows out of a cohort"
     if center not in cohort.centers:
-        raise ValueError(f'center {center!r} is not in cohort {cohort.name}: it has {", ".join(map(str, cohort.centers))}')
+        raise InputError(f'center {center!r} is not in cohort {cohort.name}: it has {", ".join(map(str, cohort.centers))}')
     p, i = cohort.patients[cohort.patients.center == center], cohort.images[cohort.images.center == center]
     if not len(i):
-        raise ValueError(f'center {center!r} of cohort {cohort.name} has no images: check images.csv and patients.csv with `cblc check`')
+        raise InputError(f'center {center!r} of cohort {cohort.name} has no images: check images.csv and patients.csv with `cblc check`')
     return p.reset_index(drop=True), i.reset_index(drop=True), cohort.cells[cohort.cells.image_id.isin(i.image_id)].reset_index(drop=True)

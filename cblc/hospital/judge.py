@@ -12,7 +12,7 @@ import re
 import numpy as np, pandas as pd
 from dataclasses import asdict
 from pathlib import Path
-from ..data import DISCLAIMER, VOCABULARY
+from ..data import VOCABULARY
 from ..core.bundle import read_bundle, write_bundle
 from .centers import STAIN_FIELDS, CenterData, as_opinion, opinions, spread
 from ..ratio.diagnosis import auc_delong, blast_percents, calibration, center_scores, compare_auc, confusion, predict_diagnosis
@@ -20,6 +20,7 @@ from ..matching import average_precision, detection_scores, splits_merges
 from ..patient import CountSettings, cblc_ratio, count_cells, count_fields, countable, patient_scores, patient_table, score_cells
 from ..ratio.prevalence import Clustering, Validation, correct_ratios
 from ..cells.stain import MEASURES, stain_distance, stain_shift, stain_table
+from ..core.errors import DISCLAIMER, InputError
 
 # %% ../../nbs/hospital/01_judge.ipynb #c006
 def freeze(meta,                  # what a bundle says of itself
@@ -32,7 +33,7 @@ def freeze(meta,                  # what a bundle says of itself
     "Write the figures fitted on the main cohort into a bundle's meta"
     t, s = dict(meta.get('thresholds', {})), dict(meta.get('settings', {})); on = {*s.get('frozen_on', []), *centers}
     if odd := set(fitted) - {'validation', 'clustering', 'diagnosis', 'stain', 'profile'}:
-        raise ValueError(f'{min(odd)!r} is nothing that a bundle freezes')
+        raise InputError(f'{min(odd)!r} is nothing that a bundle freezes')
     if baselines:
         t['nc_ratio'] = baselines['nc_threshold']
         s['majority_cblc'] = bool(baselines['majority'])
@@ -72,7 +73,7 @@ def refuse_tuned(frozen, centers):
     "Refuse a bundle whose frozen figures were fitted on a center that is to be validated"
     seen = sorted(set(map(str, frozen.get('centers') or [])) & set(map(str, centers)))
     if seen:
-        raise ValueError(f'center {", ".join(seen)}: the bundle\'s thresholds were fitted on it, so this would be no external validation: name another center, or fit a bundle without it')
+        raise InputError(f'center {", ".join(seen)}: the bundle\'s thresholds were fitted on it, so this would be no external validation: name another center, or fit a bundle without it')
 
 # %% ../../nbs/hospital/01_judge.ipynb #c011
 def cohort_flow(d:CenterData, settings=CountSettings(), vocabulary=VOCABULARY)->pd.DataFrame:  # step, n, note

@@ -11,6 +11,7 @@ import math, warnings
 import numpy as np, pandas as pd
 from dataclasses import dataclass
 from ..data import VOCABULARY
+from ..core.errors import InputError
 
 # %% ../../nbs/learn/00_leaves.ipynb #c006
 ARTEFACT = 'artefact' # a detection that is no cell
@@ -50,7 +51,7 @@ def make_leaves(labels, # names as in the table; missing ones are passed over
     "Make the leaves for these labels"
     labels = sorted(set(pd.Series(labels, dtype=object).dropna().astype(str)) - {''})
     if vocabulary is not None: return _vocabulary_leaves(vocabulary, any(ARTEFACT in l.split('|') for l in labels))
-    if len(labels) < 2: raise ValueError(f"labels: found {', '.join(labels) or 'none'}; give at least two different ones")
+    if len(labels) < 2: raise InputError(f"labels: found {', '.join(labels) or 'none'}; give at least two different ones")
     return Leaves(tuple(labels), tuple(labels), tuple(range(len(labels))), ())
 
 # %% ../../nbs/learn/00_leaves.ipynb #c011
@@ -71,7 +72,7 @@ def allowed_leaves(labels, # n labels: a code, terms joined by '|', or missing
         row = rows[label] = np.zeros(len(leaves.names), bool)
         for term in ([] if str(label) == '' else [str(label)] if vocabulary is None else str(label).split('|')):
             if term not in terms:
-                raise ValueError(f"label {label!r}: {term!r} is not known here ({' '.join(terms)}); correct it, or bring your own vocabulary")
+                raise InputError(f"label {label!r}: {term!r} is not known here ({' '.join(terms)}); correct it, or bring your own vocabulary")
             row[terms[term]] = True
     for i, label in enumerate(labels):
         if label in rows: out[i] = rows[label]
@@ -197,9 +198,9 @@ def fold_cells(allowed, # n x leaves, bool
     ids = None if patient_ids is None else pd.Series(patient_ids, dtype=object)
     known = ids is not None and not ids.isna().any() and ids.nunique() > 1
     if known and ids.nunique() < k:
-        raise ValueError(f'folds={k}: only {ids.nunique()} patients; give as many patients as folds, or fewer folds')
+        raise InputError(f'folds={k}: only {ids.nunique()} patients; give as many patients as folds, or fewer folds')
     y = allowed.argmax(1)
-    if len(y) == 0 or np.bincount(y).max() < k: raise ValueError(f'folds={k}: no label has as many cells; give more cells, or fewer folds')
+    if len(y) == 0 or np.bincount(y).max() < k: raise InputError(f'folds={k}: no label has as many cells; give more cells, or fewer folds')
     groups = ids.astype(str).to_numpy() if known else None
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # that a class has fewer cells than there are folds; the rule for it stands above

@@ -12,6 +12,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from torch import nn
 from ..core.bundle import read_bundle, shipped
+from ..core.errors import InputError
 
 # %% ../../nbs/learn/03_network.ipynb #c005
 def meant(word, known)->str: # "did you mean ..." or the known ones
@@ -36,7 +37,7 @@ def _from_bundle(model, bundle): # a timm model's weights from a bundle of the s
     own, head = model.state_dict(), {f'{n}.{k}' for n, m in model.named_modules() if m is model.get_classifier() for k in m.state_dict()}
     w = {k[5:]: torch.from_numpy(v.astype(np.float32)) for k, v in b.weights().items() if k.startswith('body.')}
     if {k for k in own if own[k].is_floating_point()} - set(w) - head or any(own[k].shape != w[k].shape for k in w if k not in head):
-        raise ValueError(f"the bundle {b.id} holds {arch} and fits no other network; give arch={arch!r}, or pretrained=False")
+        raise InputError(f"the bundle {b.id} holds {arch} and fits no other network; give arch={arch!r}, or pretrained=False")
     model.load_state_dict({k: v for k, v in w.items() if k not in head}, strict=False)
     return model, f'the weights of the bundle {b.id}', (np.array(b.meta['input']['mean']), np.array(b.meta['input']['std']))
 
@@ -46,7 +47,7 @@ def make_body(arch, n, # outputs
              )->tuple: # a timm model, the weights it starts from in words, and their mean and std (or None)
     "Make a timm model, from the hub's weights where wanted and possible"
     import timm
-    if arch not in timm.list_models(): raise ValueError(f'arch {arch!r}: timm has no such model; {meant(arch, timm.list_models())}')
+    if arch not in timm.list_models(): raise InputError(f'arch {arch!r}: timm has no such model; {meant(arch, timm.list_models())}')
     kw = dict(num_classes=n) | {k: v for k, v in dict(drop_rate=dropout, drop_path_rate=drop_path).items() if v}
     if getattr(timm.get_pretrained_cfg(arch, allow_unregistered=True), 'fixed_input_size', False): kw |= dict(img_size=size)
     if pretrained == 'shipped': return _from_bundle(timm.create_model(arch, **kw), shipped('classifier'))
@@ -58,7 +59,7 @@ def make_body(arch, n, # outputs
             return m, f"timm's pretrained {c.get('hf_hub_id') or arch}", (np.array(c['mean'])*255, np.array(c['std'])*255)
         except Exception as e: # the hub's client has errors of many kinds; none may pass where weights were demanded
             why = str(e).splitlines()[0][:120] if str(e) else type(e).__name__
-            if pretrained is True: raise ValueError(f"arch {arch!r}: no pretrained weights ({why}); give pretrained='auto' or False") from e
+            if pretrained is True: raise InputError(f"arch {arch!r}: no pretrained weights ({why}); give pretrained='auto' or False") from e
     return timm.create_model(arch, pretrained=False, **kw), f'random weights ({why})', None
 
 # %% ../../nbs/learn/03_network.ipynb #c010
@@ -122,7 +123,7 @@ def feature_layer(body, # a timm model
     "Find the last layer whose map is fine enough to tell border from middle"
     fine = [i['module'] for i in getattr(body, 'feature_info', []) if size//i['reduction'] >= least]
     if not fine or hasattr(body, 'num_prefix_tokens'):
-        raise ValueError(f'{type(body).__name__} at {size} px has no feature map of {least} x {least}; switch the border penalty off, or give a convolutional arch or a larger size')
+        raise InputError(f'{type(body).__name__} at {size} px has no feature map of {least} x {least}; switch the border penalty off, or give a convolutional arch or a larger size')
     return dict(body.named_modules())[fine[-1]]
 
 def attention_map(features # n x C x h x w
@@ -138,7 +139,7 @@ def adapt_norm(net:nn.Module, # with batch normalisation
                batch=64)->nn.Module: # a copy; ValueError where there is nothing to adapt
     "Measure the normalisation's figures again on other crops"
     net = copy.deepcopy(net).eval(); norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not norms: raise ValueError(f'{type(net).__name__}: has no batch normalisation to adapt; give adapt_bn=0')
+    if not norms: raise InputError(f'{type(net).__name__}: has no batch normalisation to adapt; give adapt_bn=0')
     old, momentum = [(m.running_mean.clone(), m.running_var.clone()) for m in norms], [m.momentum for m in norms]
     for m in norms: m.reset_running_stats(); m.momentum = None; m.train()   # None: the plain mean over all batches
     with torch.inference_mode():

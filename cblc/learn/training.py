@@ -24,6 +24,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds, combined_cos
+from ..core.errors import InputError
 
 # %% ../../nbs/learn/05_training.ipynb #c005
 _BARE = dict(lr=2e-3, batch=32, weight_decay=.01, schedule='one_cycle', warmup=.25, freeze=0., patience=0, monitor='loss', reset_head=False, vote='fit',
@@ -96,7 +97,7 @@ class FitSettings(Ideas):
     precision: str = 'auto'         # 'f32', 'bf16' (mixed), or 'auto': mixed on an accelerator that can
 
     def __post_init__(self):
-        if self.recipe not in RECIPES: raise ValueError(f"recipe {self.recipe!r}: give one of {', '.join(RECIPES)}")
+        if self.recipe not in RECIPES: raise InputError(f"recipe {self.recipe!r}: give one of {', '.join(RECIPES)}")
         for k, v in RECIPES[self.recipe].items():
             if getattr(self, k) is None: object.__setattr__(self, k, v)
         if self.epochs2 is None: object.__setattr__(self, 'epochs2', self.epochs)
@@ -115,17 +116,17 @@ _WORDS = dict(pretrained=(True, False, 'auto', 'shipped'), schedule=('one_cycle'
 
 def _check_settings(s): # ValueError names the first impossible value
     for k, low in _LEAST.items():
-        if not getattr(s, k) >= low: raise ValueError(f'{k}={getattr(s, k)}: give {low} or more')
+        if not getattr(s, k) >= low: raise InputError(f'{k}={getattr(s, k)}: give {low} or more')
     for k in _SHARES:
-        if not 0 <= getattr(s, k) < 1: raise ValueError(f'{k}={getattr(s, k)}: give a share, 0 or more and below 1')
+        if not 0 <= getattr(s, k) < 1: raise InputError(f'{k}={getattr(s, k)}: give a share, 0 or more and below 1')
     for k, words in _WORDS.items():
-        if getattr(s, k) not in words: raise ValueError(f"{k}={getattr(s, k)!r}: give {', '.join(map(repr, words))}")
+        if getattr(s, k) not in words: raise InputError(f"{k}={getattr(s, k)!r}: give {', '.join(map(repr, words))}")
 
 def fit_settings(**kw)->FitSettings: # ValueError names an unknown setting, and the one that was probably meant
     "Make settings from words, as a command line or a file gives them"
     known = [f.name for f in fields(FitSettings)]
     for k in kw:
-        if k not in known: raise ValueError(f"setting {k!r} is unknown; {meant(k, known)}")
+        if k not in known: raise InputError(f"setting {k!r} is unknown; {meant(k, known)}")
     return FitSettings(**{k: v for k, v in kw.items() if v is not None})
 
 # %% ../../nbs/learn/05_training.ipynb #c012
@@ -284,7 +285,7 @@ def fit_device(s:FitSettings)->tuple: # device's name, and whether to calculate 
     "Choose device and precision"
     device = s.device if s.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
     if device.startswith('cuda') and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}: PyTorch finds no such accelerator here; give 'cpu' or 'auto'")
+        raise InputError(f"device={device!r}: PyTorch finds no such accelerator here; give 'cpu' or 'auto'")
     return device, s.precision == 'bf16' or s.precision == 'auto' and device != 'cpu' and torch.cuda.is_bf16_supported()
 
 # %% ../../nbs/learn/05_training.ipynb #c020
@@ -307,5 +308,5 @@ def fit_stage(net, # a `CellNet`, trained in place; ends with its best epoch's w
     for cb in [c for c in learn.cbs if type(c).__name__ == 'ProgressCallback']: learn.remove_cb(cb)
     with learn.no_logging(): learn.fit(0 if at and found[1]['done'] else epochs, s.lr, s.weight_decay, start_epoch=at)
     net.cpu(); net.bf16 = False; loss.cpu()
-    if judge.fault: raise ValueError(judge.fault)
+    if judge.fault: raise InputError(judge.fault)
     return judge

@@ -9,6 +9,7 @@ __all__ = ['STATES', 'read_checklist', 'facts', 'fill_checklist']
 import pandas as pd
 from pathlib import Path
 import cblc
+from ..core.errors import InputError
 
 # %% ../../nbs/pages/02_checklist.ipynb #c005
 STATES = ('answered', 'in part', 'open')
@@ -33,7 +34,7 @@ def fill_checklist(have,          # from `facts`
     "Say of each item where it is answered, or that it is open"
     t = (read_checklist() if items is None else items).copy()
     if odd := set(t.needs) - {'', 'flow', 'internal', 'split', 'diagnosis', 'threshold', 'quality', 'groups', 'pooled'}:
-        raise ValueError(f'checklist: {min(odd)!r} is nothing that a run is known to have')
+        raise InputError(f'checklist: {min(odd)!r} is nothing that a run is known to have')
     lacking = (t.needs != '') & ~t.needs.isin(have)
     t.loc[lacking, 'open'] = [f'{o + "; " if o else ""}this run has no such result' for o in t.open[lacking]]
     t['where'] = t['where'].mask(lacking, '')

@@ -11,9 +11,10 @@ import base64, html, io, json, math
 import numpy as np, pandas as pd
 from pathlib import Path
 import cblc
-from ..data import VOCABULARY, DISCLAIMER, read_image, write_cells, BadImage
+from ..data import VOCABULARY, read_image, write_cells, BadImage
 from ..patient import BAND_COLORS, BANDS, CATEGORY_COLORS, GENETICS_NOTE, THRESHOLDS, CountSettings, count_cells, countable, lineages, review
 from ..ratio.serial import plot_serial
+from ..core.errors import DISCLAIMER, InputError
 
 # %% ../../nbs/pages/00_patient.ipynb #c006
 def data_uri(image,            # H x W x 3 uint8
@@ -23,7 +24,7 @@ def data_uri(image,            # H x W x 3 uint8
     from PIL import Image
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f'picture is {image.dtype} of shape {image.shape}: give H x W x 3 uint8')
+        raise InputError(f'picture is {image.dtype} of shape {image.shape}: give H x W x 3 uint8')
     buf = io.BytesIO(); Image.fromarray(image).save(buf, 'JPEG', quality=quality, optimize=True)
     return 'data:image/jpeg;base64,' + base64.b64encode(buf.getvalue()).decode()
 
@@ -67,7 +68,7 @@ def gallery(cells,               # classified cells table
            )->list:              # one dict a category that has cells: category, meaning, color, n, shown, cells
     "Choose and encode the cells to show, grouped by category, least certain first"
     if len(crops) != len(cells):
-        raise ValueError(f'{len(crops)} crops for {len(cells)} cells: pass the crops of this very table, in its order')
+        raise InputError(f'{len(crops)} crops for {len(cells)} cells: pass the crops of this very table, in its order')
     keep, p, look, out = countable(cells, settings).to_numpy(), certainty(cells).to_numpy(), review(cells, settings).to_numpy(), []
     for cat in vocabulary.categories:
         rows = np.flatnonzero(keep & (cells.category == cat).to_numpy()); rows = rows[np.argsort(p[rows], kind='stable')]

@@ -13,6 +13,7 @@ __all__ = ['DIAGNOSES', 'blast_percents', 'delong', 'auc_delong', 'compare_auc',
 import numpy as np, pandas as pd
 from scipy import special, stats
 from ..patient import _axis, _exact, _main_only, auc_interval, cblc_ratio
+from ..core.errors import InputError
 
 # %% ../../nbs/ratio/02_diagnosis.ipynb #c007
 def blast_percents(values           # as typed, any mixture of numbers and text
@@ -36,8 +37,8 @@ def delong(truth,                   # n, 0 or 1
           )->tuple:                 # AUCs and their covariance matrix; NaN where a class is missing
     "Compute AUCs of the same patients and their covariance (DeLong and others 1988, by midranks after Sun and Xu 2014)"
     t, s = np.asarray(truth, bool), np.atleast_2d(np.array(scores, float)); m, n = t.sum(), (~t).sum()
-    if s.shape[1] != len(t): raise ValueError(f'{len(t)} truths and {s.shape[1]} scores do not belong together: pass aligned arrays')
-    if np.isnan(s).any(): raise ValueError('a score is missing: leave those patients out first, and count them')
+    if s.shape[1] != len(t): raise InputError(f'{len(t)} truths and {s.shape[1]} scores do not belong together: pass aligned arrays')
+    if np.isnan(s).any(): raise InputError('a score is missing: leave those patients out first, and count them')
     if not m or not n: return np.full(len(s), np.nan), np.full((len(s), len(s)), np.nan)
     rank = lambda a: stats.rankdata(a, axis=1)
     all_, pos, neg = rank(s), rank(s[:, t]), rank(s[:, ~t]); v10, v01 = (all_[:, t] - pos)/n, 1 - (all_[:, ~t] - neg)/m
@@ -75,10 +76,10 @@ def likelihood_ratios(tp, fn, tn, fp, level=.95)->dict:   # lr_pos, lr_neg with 
 def _frozen_threshold(frozen, centers, internal):
     "Refuse a threshold tuned on the patients it is to be judged on"
     if not isinstance(frozen, dict) or not frozen.get('centers'):
-        raise ValueError('a tuned threshold must say where it was tuned: pass what `fit_threshold` returned')
+        raise InputError('a tuned threshold must say where it was tuned: pass what `fit_threshold` returned')
     seen = sorted(set(map(str, frozen['centers'])) & set(map(str, centers)))
     if seen and not internal:
-        raise ValueError(f'the threshold was tuned on {", ".join(seen)}, the data it would be judged on: judge it elsewhere, or ask for internal=True and call it internal')
+        raise InputError(f'the threshold was tuned on {", ".join(seen)}, the data it would be judged on: judge it elsewhere, or ask for internal=True and call it internal')
     return frozen['threshold']
 
 # %% ../../nbs/ratio/02_diagnosis.ipynb #c017
@@ -105,7 +106,7 @@ def post_test(pre, lr)->float:   # probability after a result, from the one befo
 def _pairs(x, y):
     "Keep the pairs where both are known"
     x, y = pd.to_numeric(pd.Series(np.asarray(x)), errors='coerce').to_numpy(float), pd.to_numeric(pd.Series(np.asarray(y)), errors='coerce').to_numpy(float)
-    if len(x) != len(y): raise ValueError(f'{len(x)} and {len(y)} counts do not belong together: pass aligned arrays')
+    if len(x) != len(y): raise InputError(f'{len(x)} and {len(y)} counts do not belong together: pass aligned arrays')
     ok = ~(np.isnan(x) | np.isnan(y)); return x[ok], y[ok]
 
 def _fisher(r, se, level):
@@ -168,7 +169,7 @@ def fit_diagnosis(table,            # `patient_table` of the main cohort with `d
     from sklearn.linear_model import LogisticRegression
     d = table[table.diagnosis.isin(DIAGNOSES) & (table.n_cells > 0)]; _main_only(d, main_centers, 'the probability of AML')
     n = d.diagnosis.value_counts()
-    if len(n) < 2: raise ValueError(f'the main cohort holds one diagnosis only ({n.index[0]}, {len(d)} patients): a probability needs two')
+    if len(n) < 2: raise InputError(f'the main cohort holds one diagnosis only ({n.index[0]}, {len(d)} patients): a probability needs two')
     x = _features(d); mean, scale = x.mean(0), np.maximum(x.std(0), 1e-6)
     m = LogisticRegression(C=1., max_iter=1000).fit((x - mean)/scale, d.diagnosis)
     coef, b = (np.vstack([-m.coef_, m.coef_])/2, np.r_[-m.intercept_, m.intercept_]/2) if len(n) == 2 else (m.coef_, m.intercept_)

@@ -15,6 +15,7 @@ from scipy import special, stats
 from scipy.stats import qmc
 from ..data import VOCABULARY
 from ..patient import THRESHOLDS, CountSettings, _axis, _blast_like, _main_only, _need, count_fields, countable
+from ..core.errors import InputError
 
 # %% ../../nbs/ratio/00_prevalence.ipynb #c007
 def adjusted_count(q,               # share called CBLC, 0-1; arrays too
@@ -24,7 +25,7 @@ def adjusted_count(q,               # share called CBLC, 0-1; arrays too
     "Solve the counted share for the ratio (Rogan and Gladen 1978)"
     gain = np.asarray(sensitivity) + np.asarray(specificity) - 1
     if np.any(gain <= 0):
-        raise ValueError(f'sensitivity {sensitivity} and specificity {specificity} add up to 1 or less: such calls say nothing about the ratio; check the classes')
+        raise InputError(f'sensitivity {sensitivity} and specificity {specificity} add up to 1 or less: such calls say nothing about the ratio; check the classes')
     r = (np.asarray(q, float) - (1 - np.asarray(specificity)))/gain
     return np.clip(r, 0, 1) if clip else r
 
@@ -48,9 +49,9 @@ def em_prevalence(p,                # n x classes, calibrated probabilities
     "Find the shares that agree with the probabilities adjusted to them (Saerens and others 2002)"
     p, train = np.asarray(p, float), np.asarray(train, float)
     if not len(p): return np.full(len(train), np.nan), p
-    if (train <= 0).any(): raise ValueError(f'training shares {train} hold a class nobody was trained on: leave it out')
+    if (train <= 0).any(): raise InputError(f'training shares {train} hold a class nobody was trained on: leave it out')
     if np.abs(p.sum(1) - 1).max() > 1e-4:
-        raise ValueError('the probabilities of a cell do not add up to 1: pass one column for every class')
+        raise InputError('the probabilities of a cell do not add up to 1: pass one column for every class')
     share = train
     for _ in range(max_iter):
         w = p*(share/train); w /= w.sum(1, keepdims=True); new = w.mean(0)
@@ -72,11 +73,11 @@ class Validation:
     recall_known: bool = True               # False: nobody counted missed cells, so both recalls are taken for equal
     def __post_init__(self):
         if min(self.tp, self.fn, self.tn, self.fp, self.missed_cblc, self.missed_other) < 0:
-            raise ValueError(f'a validation cannot count fewer than 0 cells: {self}')
+            raise InputError(f'a validation cannot count fewer than 0 cells: {self}')
         if not self.tp + self.fn or not self.tn + self.fp:
-            raise ValueError(f'a validation needs CBLC and other cells, this one has {self.tp + self.fn:g} and {self.tn + self.fp:g}: label more cells')
+            raise InputError(f'a validation needs CBLC and other cells, this one has {self.tp + self.fn:g} and {self.tn + self.fp:g}: label more cells')
         if self.sensitivity + self.specificity <= 1:
-            raise ValueError(f'sensitivity {self.sensitivity:.2f} and specificity {self.specificity:.2f} are no better than chance: no count can be corrected with them')
+            raise InputError(f'sensitivity {self.sensitivity:.2f} and specificity {self.specificity:.2f} are no better than chance: no count can be corrected with them')
     @property
     def sensitivity(self): return self.tp/(self.tp + self.fn)
     @property
@@ -112,7 +113,7 @@ def validate(cells,                 # classified cells with the expert's `code` 
     kept = c[countable(c, settings)]; t, y = is_cblc(kept), kept.cblc.to_numpy(bool)
     every = is_cblc(c if expert is None else nucleated(expert[~expert['ignored'].astype(bool)] if 'ignored' in expert else expert))
     missed = every.sum() - t.sum(), (~every).sum() - (~t).sum()
-    if min(missed) < 0: raise ValueError(f'{len(every)} expert cells but {len(t)} of them found: pass all expert cells of the same fields')
+    if min(missed) < 0: raise InputError(f'{len(every)} expert cells but {len(t)} of them found: pass all expert cells of the same fields')
     p = (kept.p_cblc if 'p_cblc' in kept else kept.cblc).to_numpy(float)
     who = (kept.patient_id if 'patient_id' in kept else pd.Series('', kept.index)).to_numpy()
     (icc1, deff1), (icc0, deff0) = (patient_icc(g['sum'], g['size']) for x, on in ((y, t), (~y, ~t)) for g in [pd.Series(x[on]).groupby(who[on]).agg(['sum', 'size'])])
@@ -192,9 +193,9 @@ def _icc_weights(fields, s, v, clustering):
 def _groups(fields, validation):
     "Split fields by the validation that holds for them: one for all, or one a center"
     if isinstance(validation, Validation): return [(fields, validation)] if len(fields) else []
-    if 'center' not in fields: raise ValueError('a validation for each center needs fields with a center column')
+    if 'center' not in fields: raise InputError('a validation for each center needs fields with a center column')
     if miss := sorted(set(fields.center) - set(validation)):
-        raise ValueError(f'no validation for {", ".join(map(str, miss))}: pass one, or a single validation for all centers')
+        raise InputError(f'no validation for {", ".join(map(str, miss))}: pass one, or a single validation for all centers')
     return [(g, validation[c]) for c, g in fields.groupby('center', sort=False)]
 
 def _point(s, v):
@@ -253,7 +254,7 @@ def correct_patient(cells,                  # classified cells of one patient
                    )->dict:                 # corrected_ratio, corrected_interval, p_ge_5, p_ge_10, p_ge_20, warnings
     "Correct one patient's ratio, and say what the correction rests on"
     t = correct_ratios(count_fields(cells, settings), validation, clustering, level=settings.level)
-    if len(t) > 1: raise ValueError(f'{len(t)} patients in the cells table: pass the cells of one')
+    if len(t) > 1: raise InputError(f'{len(t)} patients in the cells table: pass the cells of one')
     r = t.iloc[0] if len(t) else pd.Series(np.nan, t.columns)
     out = dict(corrected_ratio=float(r.corrected_ratio),
                corrected_interval=[float(r.corrected_low), float(r.corrected_high)],

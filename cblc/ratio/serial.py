@@ -10,6 +10,7 @@ import numpy as np, pandas as pd
 from scipy import stats
 from ..patient import _axis, _need, count_fields
 from .prevalence import Clustering, _error_rates, _icc_weights, _moments, _sizes, _sobol, adjusted_count, correct_ratios, undo_recall
+from ..core.errors import InputError
 
 # %% ../../nbs/ratio/03_serial.ipynb #c007
 def count_smears(cells,                     # classified cells of one patient's smears
@@ -17,7 +18,7 @@ def count_smears(cells,                     # classified cells of one patient's 
                 )->pd.DataFrame:            # as `count_fields`, with the smear in place of the patient
     "Count the fields of every smear of one patient"
     _need(cells, [by, 'patient_id'], 'serial smears')
-    if cells.patient_id.nunique() > 1: raise ValueError(f'{cells.patient_id.nunique()} patients in the cells table: pass the smears of one')
+    if cells.patient_id.nunique() > 1: raise InputError(f'{cells.patient_id.nunique()} patients in the cells table: pass the smears of one')
     return count_fields(cells.assign(patient_id=cells[by]))
 
 def draw_ratios(fields,                     # from `count_smears`; all counted by the same model
@@ -56,8 +57,8 @@ def serial_table(fields,                    # from `count_smears`
     "Follow a patient's corrected ratio over time and tell real changes from chance"
     when = pd.Series(pd.to_datetime(pd.Series(dates)), name='date').sort_values()
     if miss := sorted(set(fields.patient_id) - set(when.index)):
-        raise ValueError(f'no date for smear {", ".join(map(str, miss))}: give every smear its date')
-    if when.isna().any(): raise ValueError(f'smear {when.index[when.isna()][0]} has no readable date: write YYYY-MM-DD')
+        raise InputError(f'no date for smear {", ".join(map(str, miss))}: give every smear its date')
+    if when.isna().any(): raise InputError(f'smear {when.index[when.isna()][0]} has no readable date: write YYYY-MM-DD')
     t = correct_ratios(fields, validation, clustering, patient_ids=when.index, level=level).rename_axis('smear_id')
     t.insert(0, 'date', when)
     drawn, ok = draw_ratios(fields, validation, clustering, seed=seed), [i for i in when.index if t.n_cells[i] > 0]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import cv2, numpy as np
 from shapely.geometry import MultiPolygon, Polygon
 from skimage.measure import find_contours
+from ..core.errors import InputError
 
 # %% ../../nbs/sources/00_atlas.ipynb #c006
 _SHAPE = '''code diam nc oval rough ecc len span lobes pinch bumpy fold blebs
@@ -157,8 +158,8 @@ def trait_range(
     trait:str, # one of `TRAITS`
 )->tuple:      # (low, high)
     "Look up a trait's range"
-    if code not in _RANGES: raise ValueError(f'unknown code {code!r}: the atlas draws {" ".join(CODES)}')
-    if trait not in TRAITS: raise ValueError(f'unknown trait {trait!r}: the atlas knows {" ".join(TRAITS)}')
+    if code not in _RANGES: raise InputError(f'unknown code {code!r}: the atlas draws {" ".join(CODES)}')
+    if trait not in TRAITS: raise InputError(f'unknown trait {trait!r}: the atlas knows {" ".join(TRAITS)}')
     return tuple(_RANGES[code][TRAITS.index(trait)].tolist())
 
 def sample_morphology(
@@ -169,7 +170,7 @@ def sample_morphology(
 )->Morphology:
     "Draw a cell's traits within the ranges of a code, or between those of two"
     for c in (code, other):
-        if c is not None and c not in _RANGES: raise ValueError(f'unknown code {c!r}: the atlas draws {" ".join(CODES)}')
+        if c is not None and c not in _RANGES: raise InputError(f'unknown code {c!r}: the atlas draws {" ".join(CODES)}')
     r = _RANGES[code] if other is None else (1-s)*_RANGES[code] + s*_RANGES[other]
     u = rng.beta(1.4, 1.4, len(TRAITS))
     return Morphology(zip(TRAITS, (r[:, 0] + (r[:, 1] - r[:, 0])*u).tolist()))

@@ -15,6 +15,7 @@ from shapely.geometry import Polygon, box
 from ..data import VOCABULARY, Cohort, write_cohort
 from ..core.engine import cores
 from .synthetic import CENTERS, MARROW, draw_field, polygons_of
+from ..core.errors import InputError
 
 # %% ../../nbs/sources/02_cohort.ipynb #c006
 # subtype: how often, the share of the family (low, high), its codes, and factors on the rest
@@ -62,7 +63,7 @@ def sample_patient(
     strength:float=150,# how close patients are to the textbook (Dirichlet concentration)
 )->Patient:
     "Invent a patient's marrow"
-    if diagnosis not in _DISEASES: raise ValueError(f"unknown diagnosis {diagnosis!r}; give 'AML', 'other' or 'none'")
+    if diagnosis not in _DISEASES: raise InputError(f"unknown diagnosis {diagnosis!r}; give 'AML', 'other' or 'none'")
     kinds = _DISEASES[diagnosis]; odds = np.array([k[0] for k in kinds.values()])
     subtype = str(rng.choice(list(kinds), p=odds/odds.sum())); _, (low, high), family, factors = kinds[subtype]
     tilt = dict(tilt); rest = {c: v*factors.get(c, 1.)*tilt.get(c, 1.) for c, v in MARROW.items()}
@@ -160,11 +161,11 @@ def _run(jobs, workers):
 def _counts(shape, n_patients):
     "Settle how many patients each center has"
     if n_patients is None:
-        if shape not in SHAPES: raise ValueError(f'make_cohort: unknown shape {shape!r}; give {" or ".join(SHAPES)}, or n_patients')
+        if shape not in SHAPES: raise InputError(f'make_cohort: unknown shape {shape!r}; give {" or ".join(SHAPES)}, or n_patients')
         return SHAPES[shape]
     counts = tuple(int(n) for n in n_patients)
     if len(counts) != len(CENTERS) or min(counts) < 0 or not sum(counts):
-        raise ValueError(f'make_cohort: n_patients {n_patients!r} must be six counts, one a center, not all zero')
+        raise InputError(f'make_cohort: n_patients {n_patients!r} must be six counts, one a center, not all zero')
     return counts
 
 # %% ../../nbs/sources/02_cohort.ipynb #c019
@@ -200,5 +201,5 @@ def read_truth(
 )->pd.DataFrame: # cell_id, image_id, code and q_<code>: the exact posterior, 0 where a code was impossible
     "Read the truth beside a synthetic cohort"
     f = Path(root)/'truth.parquet'
-    if not f.is_file(): raise ValueError(f'{f}: no such file; only cohorts made by make_cohort know the truth')
+    if not f.is_file(): raise InputError(f'{f}: no such file; only cohorts made by make_cohort know the truth')
     return pd.read_parquet(f)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, shapely
 from PIL import Image
 from ..data import mask_to_polygon, image_paths, image_size
+from ..core.errors import InputError
 
 # %% ../../nbs/sources/03_public.ipynb #c005
 PUBLIC_SETS = {  # folder: (what, licence, may weights that ship be trained on it?)
@@ -33,7 +34,7 @@ def public_root(
 def _folder(name, root):
     base = public_root(root)
     if base is None or not (base/name).is_dir():
-        raise ValueError(f'no folder {name!r} of public images under {base or root}: fetch it as data/README.md says, and set CBLC_DATA')
+        raise InputError(f'no folder {name!r} of public images under {base or root}: fetch it as data/README.md says, and set CBLC_DATA')
     return base/name
 
 # %% ../../nbs/sources/03_public.ipynb #c008

@@ -12,6 +12,7 @@ import cv2, numpy as np, pandas as pd
 from shapely.affinity import translate
 from shapely.geometry import box
 from .atlas import CODES, DYE_OD, draw_cell, noise, polygons_of, sample_morphology, spots, transmit
+from ..core.errors import InputError
 
 # %% ../../nbs/sources/01_synthetic.ipynb #c006
 @dataclass(frozen=True)
@@ -281,9 +282,9 @@ def _cuts(xs, i, flat):
 def _check(codes_or_mix, difficulty, um):
     "Refuse what cannot be drawn"
     wrong = sorted(set(codes_or_mix) - set(CODES))
-    if wrong: raise ValueError(f'draw_field: unknown code {", ".join(map(repr, wrong))}; known codes are {" ".join(CODES)}')
-    if not 0 <= difficulty <= 1: raise ValueError(f'draw_field: difficulty {difficulty} is not between 0 and 1')
-    if not .03 <= um <= 1: raise ValueError(f'draw_field: {um} µm a pixel is beyond a light microscope; give 0.03 to 1')
+    if wrong: raise InputError(f'draw_field: unknown code {", ".join(map(repr, wrong))}; known codes are {" ".join(CODES)}')
+    if not 0 <= difficulty <= 1: raise InputError(f'draw_field: difficulty {difficulty} is not between 0 and 1')
+    if not .03 <= um <= 1: raise InputError(f'draw_field: {um} µm a pixel is beyond a light microscope; give 0.03 to 1')
 
 def _draw_codes(rng, codes_or_mix, style, area, n_cells):
     "Settle which codes are drawn, and the mix they come from"
@@ -291,7 +292,7 @@ def _draw_codes(rng, codes_or_mix, style, area, n_cells):
         codes = list(codes_or_mix)
         return codes, {c: codes.count(c)/len(codes) for c in dict.fromkeys(codes)}
     tilt = dict(style.tilt); shares = {c: v*tilt.get(c, 1.) for c, v in codes_or_mix.items() if v > 0}; total = sum(shares.values())
-    if not total > 0: raise ValueError('draw_field: the mix is empty; give at least one code a share above 0')
+    if not total > 0: raise InputError('draw_field: the mix is empty; give at least one code a share above 0')
     prior = {c: v/total for c, v in shares.items()}
     if n_cells is None: n_cells = rng.poisson(style.density*area/1e4*rng.uniform(.35, 1.5))
     return [str(c) for c in rng.choice(list(prior), n_cells, p=list(prior.values()))], prior
