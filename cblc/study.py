@@ -12,12 +12,13 @@ from dataclasses import dataclass, asdict, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 import cblc
-from .data import VOCABULARY, BadImage, Cohort, assert_disjoint, check_cohort, image_paths, read_cells, read_cohort, split_patients, write_cells, write_geojson
+from .data import VOCABULARY, BadImage, Cohort, assert_disjoint, image_paths, read_cells, read_cohort, split_patients, write_cells, write_geojson
 from .core.bundle import read_bundle, shipped
 from .cells.crops import STANDARD, CropSettings, crops_of_cohort
 from .matching import match_cells
 from .patient import settle_artefacts
 from .core.errors import DISCLAIMER, InputError
+from .sources.check import check_cohort
 
 # %% ../nbs/06_study.ipynb #c005
 def fingerprint(*parts)->str: # anything with a stable text; files by their content
