@@ -11,12 +11,13 @@ from dataclasses import dataclass, asdict, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 import cblc
-from .data import VOCABULARY, Cohort, assert_disjoint, check_cohort, read_cells, read_cohort, split_patients, write_cells
+from .data import VOCABULARY, Cohort, assert_disjoint, read_cells, read_cohort, split_patients, write_cells
 from .core.bundle import read_bundle, shipped
 from .cells.crops import STANDARD, crops_of_cohort
 from .matching import match_cells
 from .patient import settle_artefacts
 from .core.errors import DISCLAIMER, InputError
+from .sources.check import check_cohort
 from .core.run import Run, fingerprint
 
 # %% ../nbs/06_study.ipynb #c008
