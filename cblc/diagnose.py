@@ -80,10 +80,10 @@ def smear_dates(
 # %% ../nbs/07_diagnose.ipynb #c015
 def _correction(cells, images, meta):
     "Give the corrected ratio, the course over time, and what to mind, as far as the bundle's validation goes"
-    from cblc.hospital.judge import correction_of, frozen_of
+    from cblc.hospital.frozen import Frozen
     from cblc.ratio.prevalence import correct_patient
     from cblc.ratio.serial import count_smears, serial_table
-    validation, clustering = correction_of(frozen_of(meta))
+    validation, clustering = Frozen.from_meta(meta).correction
     days, warnings = smear_dates(images), []
     if days:
         warnings.append(f'smears of {len(set(days.values()))} dates are counted together in the ratio')
