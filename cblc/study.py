@@ -14,7 +14,9 @@ import numpy as np, pandas as pd
 import cblc
 from .data import VOCABULARY, BadImage, Cohort, assert_disjoint, check_cohort, image_paths, read_cells, read_cohort, split_patients, write_cells, write_geojson
 from .core.bundle import read_bundle, shipped
-from .cells.crops import STANDARD, CropSettings, crops_of_cohort
+from .cells.crops import STANDARD, CropSettings
+from .cells.morphology import crops_of_cohort, keep_p1
+from .core.images import image_size
 from .matching import match_cells
 from .patient import settle_artefacts
 from .core.errors import DISCLAIMER, InputError
@@ -138,6 +140,9 @@ def fit_study(
     assert_disjoint(pd.concat([expert.assign(split='train'), found[~part(found, 'train')].assign(split='held')]))
     one, _ = crops_of_cohort(cohort.images, expert, crop); two, shape = crops_of_cohort(cohort.images, found, crop)
     e, f = _train_labels(expert), _train_labels(found, artefacts=True)
+    if s.recipe == 'p1':  # P1 learns only from cells that a contour shows whole and round
+        sizes = {r.image_id: image_size(r.path) for r in cohort.images.itertuples()}
+        e, f = (t.assign(label=t.label.where(keep_p1(t, sizes))) for t in (e, f))
     fit = fit_settings(recipe=s.recipe, arch=s.arch, pretrained=s.pretrained, lr=s.lr, size=s.size, epochs=s.epochs,
                        epochs2=s.epochs2, seed=s.seed, **(SMEARS if s.recipe == 'cblc' else {}))
     take = lambda *names: _labelled(f, two, f.label.notna() & part(f, *names))
@@ -262,7 +267,7 @@ def show_table(path, say=print):
 
 # %% ../nbs/06_study.ipynb #c024
 def _is_slide(path):
-    from cblc.segmentation import SLIDE_SUFFIXES
+    from cblc.core.slides import SLIDE_SUFFIXES
     if path.suffix.lower() in SLIDE_SUFFIXES: return True
     if path.suffix.lower() not in ('.tif', '.tiff'): return False
     import openslide
@@ -273,7 +278,7 @@ def gather(
     fields,                # folder for fields cut from slides
 )->tuple:                  # (images table: image_id, path; micrometres a pixel or None; problems)
     "Collect the pictures of one patient."
-    from cblc.segmentation import SLIDE_SUFFIXES, slide_fields
+    from cblc.core.slides import SLIDE_SUFFIXES, slide_fields
     paths, rows, problems, um = [], [], [], None
     for p in map(Path, inputs):
         if p.is_dir():
