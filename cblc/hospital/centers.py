@@ -16,7 +16,8 @@ from ..cells.crops import CropSettings, crop_cells
 from ..cells.morphology import crops_of_cohort
 from ..core.engine import progress_bar
 from ..matching import match_cells
-from ..patient import settle_artefacts, toy_cells
+from ..patient import settle_artefacts
+from ..sources.toys import toy_cells
 from ..core.errors import InputError
 
 # %% ../../nbs/hospital/00_centers.ipynb #c006
