@@ -69,7 +69,8 @@ def _train_labels(cells, artefacts=False):
 
 def _freeze_study(cohort, cells, seen, out):
     "Fit on held-out main cells what is frozen, and write it into the bundle"
-    from cblc.hospital.judge import freeze_bundle, stain_rows
+    from cblc.hospital.frozen import Frozen, NaiveBaselines, freeze_bundle
+    from cblc.hospital.judge import stain_rows
     from cblc.hospital.centers import spread
     from cblc.ratio.diagnosis import fit_diagnosis
     from cblc.patient import count_fields, fit_baselines, fit_threshold, patient_table
@@ -82,8 +83,14 @@ def _freeze_study(cohort, cells, seen, out):
     table = patient_table(cells, held(cohort.patients))
     v = tried('the correction of ratios', lambda: validate(cells, held(cohort.cells), main))
     stain = tried('the stain of the main cohort', lambda: StainNormalizer('none').fit(measure_stain(list(spread(seen, 24).path))).to_dict())
-    freeze_bundle(out, tried('the naive baselines', lambda: fit_baselines(cells, main)), tried('the threshold of AML', lambda: fit_threshold(table, main)), main, validation=v,
-                  clustering=fit_clustering(count_fields(cells), v) if v else None, diagnosis=tried('the probability of AML', lambda: fit_diagnosis(table, main)), stain=stain, profile=stain_rows(seen), not_frozen=failed)
+    base = tried('the naive baselines', lambda: fit_baselines(cells, main))
+    threshold = tried('the threshold of AML', lambda: fit_threshold(table, main))
+    diagnosis = tried('the probability of AML', lambda: fit_diagnosis(table, main))
+    freeze_bundle(out, Frozen(
+        threshold=threshold['threshold'] if threshold else None, centers=tuple(main),
+        baselines=NaiveBaselines(base['majority'], base['nc_threshold']) if base else None, validation=v,
+        clustering=fit_clustering(count_fields(cells), v) if v else None, diagnosis=diagnosis, stain=stain,
+        profile=stain_rows(seen), not_frozen=tuple(failed)))
 
 def _other_opinions(cells, crops, images, clf, plain, stain, crop, um_per_px):
     "Let the plain classifier, and the model after stain normalisation, name the held-out cells too"
@@ -108,7 +115,7 @@ def fit_study(
     from cblc.classifier import Classifier, fit_classifier
     from cblc.learn.training import fit_settings
     from cblc.external import normalizer_of
-    from cblc.hospital.judge import frozen_of
+    from cblc.hospital.frozen import Frozen
     s, out, crop = settings, Path(out), replace(STANDARD, size=settings.size)
     part = lambda cells, *names: cells.patient_id.map(split).isin(names)
     expert = cohort.cells[part(cohort.cells, 'train')].reset_index(drop=True)
@@ -132,7 +139,7 @@ def fit_study(
     cells = pd.concat([found, shape[[c for c in shape if c not in found]]], axis=1)[held].reset_index(drop=True)
     cells = settle_artefacts(pd.concat([cells, clf.predict(two[held])], axis=1))
     _freeze_study(cohort, cells, cohort.images[cohort.images.image_id.isin(found.image_id)], out)
-    stain = normalizer_of(frozen_of(read_bundle(out).meta), s.stain) if s.stain != 'none' else None
+    stain = normalizer_of(Frozen.from_meta(read_bundle(out).meta), s.stain) if s.stain != 'none' else None
     return _other_opinions(cells, two[held], cohort.images, clf, plain, stain, crop, cohort.um_per_px)
 
 # %% ../nbs/06_study.ipynb #c011
@@ -151,14 +158,15 @@ def _internal(cohort, cells, split, bundle, settings, folder):
     "Judge the model on the main patients it has not seen, as an external center is judged."
     from cblc.hospital.centers import CenterData
     from cblc.external import write_center
-    from cblc.hospital.judge import evaluate_center, frozen_of
+    from cblc.hospital.frozen import Frozen
+    from cblc.hospital.judge import evaluate_center
     b = read_bundle(bundle, 'classifier'); ids = split.index[split == 'internal']
     mine = lambda t: t[t.patient_id.isin(ids)].reset_index(drop=True)
     d = CenterData('internal', 'internal', mine(cohort.patients), mine(cohort.images), mine(cohort.cells), mine(cells),
-                   frozen_of(b.meta), [], b.id, b.meta)
+                   Frozen.from_meta(b.meta), [], b.id, b.meta)
     result, table = evaluate_center(d, settings.n_boot, settings.seed)
-    result['warnings'] = [*result['warnings'],
-                          'the patients\' threshold, the correction of ratios and the probability of AML were fitted on valid and internal patients: these figures are optimistic']
+    result = replace(result, warnings=[*result.warnings, 'the patients\' threshold, the correction of ratios and the probability of AML '
+                                       'were fitted on valid and internal patients: these figures are optimistic'])
     write_center(result, table, d, folder); (Path(folder)/'manifest.json').write_text(json.dumps(dict(center='internal')))
 
 # %% ../nbs/06_study.ipynb #c012
@@ -281,10 +289,10 @@ def smear_dates(images)->dict: # image_id -> date; empty unless all pictures lie
 
 def _correct(summary, cells, images, meta):
     "Add the corrected ratio and the course over time, where a validation is frozen in the bundle"
-    from cblc.hospital.judge import correction_of, frozen_of
+    from cblc.hospital.frozen import Frozen
     from cblc.ratio.prevalence import correct_patient
     from cblc.ratio.serial import count_smears, serial_table
-    v, c = correction_of(frozen_of(meta)); days = smear_dates(images); said, more, course = [], {}, None
+    v, c = Frozen.from_meta(meta).correction; days = smear_dates(images); said, more, course = [], {}, None
     if days:
         said.append(f'smears of {len(set(days.values()))} dates are counted together in the ratio' + ('' if v else '; the bundle holds no frozen validation to compare them by'))
     if v is not None:
