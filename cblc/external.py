@@ -15,7 +15,7 @@ import cblc
 from .data import read_cells, read_cohort, write_cells
 from .core.bundle import read_bundle, shipped
 from .hospital.centers import CenterData, add_opinion, center_rows, classify_images, crop_settings_of, restained_crops
-from .cells.crops import crops_of_cohort
+from .cells.morphology import crops_of_cohort
 from .hospital.frozen import Frozen, refuse_tuned
 from .matching import match_cells
 from .cells.stain import StainNormalizer

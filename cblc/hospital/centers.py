@@ -12,8 +12,9 @@ import numpy as np, pandas as pd
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..data import VOCABULARY, read_image
-from ..cells.crops import CropSettings, crop_cells, crops_of_cohort
-from ..core.engine import progress
+from ..cells.crops import CropSettings, crop_cells
+from ..cells.morphology import crops_of_cohort
+from ..core.engine import progress_bar
 from .frozen import Frozen, NaiveBaselines
 from ..matching import match_cells
 from ..patient import settle_artefacts
@@ -63,7 +64,7 @@ def restained_crops(images, cells,         # tables; every cell's image is among
     rows = cells.groupby('image_id', sort=False).indices; at = images[images.image_id.isin(rows)]; notes = []
     crops = np.empty((len(cells), settings.size, settings.size, 3), np.uint8)
     source = normalizer.measure(list(spread(at).path)) if len(at) else None
-    for r in progress(at.itertuples(), 'stain', len(at), show):
+    for r in progress_bar(at.itertuples(), 'stain', len(at), show):
         um = um_per_px.get(r.center) if isinstance(um_per_px, dict) else um_per_px
         crops[rows[r.image_id]] = crop_cells(normalizer.transform(read_image(r.path), source, notes),
                                              cells.iloc[rows[r.image_id]], settings, um)
