@@ -119,6 +119,9 @@ def fit_study(
     assert_disjoint(pd.concat([expert.assign(split='train'), found[~part(found, 'train')].assign(split='held')]))
     one, _ = crops_of_cohort(cohort.images, expert, crop); two, shape = crops_of_cohort(cohort.images, found, crop)
     e, f = _train_labels(expert), _train_labels(found, artefacts=True)
+    if s.recipe == 'p1':  # P1 learns only from cells that a contour shows whole and round
+        sizes = {r.image_id: image_size(r.path) for r in cohort.images.itertuples()}
+        e, f = (t.assign(label=t.label.where(keep_p1(t, sizes))) for t in (e, f))
     fit = fit_settings(recipe=s.recipe, arch=s.arch, pretrained=s.pretrained, lr=s.lr, size=s.size, epochs=s.epochs,
                        epochs2=s.epochs2, seed=s.seed, **(SMEARS if s.recipe == 'cblc' else {}))
     take = lambda *names: _labelled(f, two, f.label.notna() & part(f, *names))
