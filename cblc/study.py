@@ -13,7 +13,9 @@ import numpy as np, pandas as pd
 import cblc
 from .data import VOCABULARY, Cohort, assert_disjoint, read_cells, read_cohort, split_patients, write_cells
 from .core.bundle import read_bundle, shipped
-from .cells.crops import STANDARD, crops_of_cohort
+from .cells.crops import STANDARD
+from .cells.morphology import crops_of_cohort, keep_p1
+from .core.images import image_size
 from .matching import match_cells
 from .patient import settle_artefacts
 from .core.errors import DISCLAIMER, InputError
