@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from .augment import Augment, CropBatches
-from ..core.engine import progress
+from ..core.engine import progress_bar
 from .leaves import balanced_accuracy
 from .losses import AverageWeights, BorderPenalty, FreezeBackbone, LeafLoss, MeasureCells, MixCells, SharpAware, crop_measures
 from .network import meant
@@ -270,7 +270,7 @@ class _ShowBar(Callback): # a bar on a terminal
     order = 92
     def __init__(self, what, begun): self.what, self.begun = what, begun
     def before_fit(self):
-        self.bar = progress(None, self.what, self.n_epoch*len(self.dls.train)); self.bar.update(self.begun*len(self.dls.train))
+        self.bar = progress_bar(None, self.what, self.n_epoch*len(self.dls.train)); self.bar.update(self.begun*len(self.dls.train))
     def after_batch(self):
         if self.training: self.bar.update()
     def after_validate(self): self.bar.set_postfix_str(f"valid loss {self.learn.judge_epoch.rows[-1]['valid_loss']:.3f}")
