@@ -57,7 +57,7 @@ def _fit(a):
         if a.arch: raise InputError(f'--arch {a.arch}: the recipe diffusion has a network of its own; leave --arch out')
         settings = DiffusionSettings(**given)
     else:
-        from cblc.learn.training import fit_settings
+        from cblc.learn.settings import fit_settings
         settings = fit_settings(recipe=a.recipe, arch=a.arch, **given)
     fit_csv(a.cells, a.out, settings)
 

@@ -22,7 +22,7 @@ from .sources.check import check_cohort
 from .core.run import Run, fingerprint
 
 # %% ../nbs/06_study.ipynb #c008
-SMEARS = dict(adapt_bn=0., balance=0., look=0.)  # where the recipe `cblc` departs, in a study, from what it does for crops of unknown laboratories
+SMEARS = dict(adapt_bn=0., balance=0., appearance=0.)  # where the recipe `cblc` departs, in a study, from what it does for crops of unknown laboratories
 
 @dataclass(frozen=True)
 class StudySettings:
@@ -104,7 +104,7 @@ def fit_study(
 ):                               # the classified cells of the main patients outside training
     "Train in two stages, save the bundle, freeze what was fitted on the main cohort."
     from cblc.classifier import Classifier, fit_classifier
-    from cblc.learn.training import fit_settings
+    from cblc.learn.settings import fit_settings
     from cblc.external import normalizer_of
     from cblc.hospital.judge import frozen_of
     s, out, crop = settings, Path(out), replace(STANDARD, size=settings.size)
@@ -308,7 +308,7 @@ def diagnose(
     patient = patient or (Path(inputs[0]).name if Path(inputs[0]).is_dir() else Path(inputs[0]).stem)
     images = images.assign(patient_id=patient, center=''); bundle = read_bundle(model or shipped('classifier'), 'classifier')
     crop = CropSettings(**(bundle.meta['input'].get('crop') or dict(size=bundle.meta['input']['size'])))
-    cells, crops, bad = classify_images(images, Segmenter.load(segmenter or None), Classifier.load(bundle), crop_settings=crop, um_per_px={'': um} if um else None)
+    cells, crops, bad = classify_images(images, Segmenter.load(segmenter or None), Classifier.load(bundle), crop_settings=crop, um_per_px={'': um} if um else None, adapt=True)
     problems += bad
     if len(bad) == len(images): raise InputError(bad[0])
     for p in problems: run.log(f'skipped: {p}')
