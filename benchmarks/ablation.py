@@ -36,7 +36,7 @@ ROWS = {  # name: recipe, crops, settings that differ
 def prepare(args, work):
     "Draw the cohort, find and match its cells, cut every kind of crop once."
     from cblc.sources.cohort import make_cohort
-    from cblc.cells.crops import crops_of_cohort
+    from cblc.cells.morphology import crops_of_cohort
     from cblc.matching import match_cells
     from cblc.segmentation import Segmenter, segment_images
     from cblc.data import split_patients
@@ -76,7 +76,7 @@ def judge(clf, crops, cells, center):
 
 def main():
     global expert, found, crops
-    from cblc.core.engine import cores, progress
+    from cblc.core.engine import cores, progress_bar
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for k, v in dict(epochs=6, epochs2=6, seed=0, size=64, jobs=cores()).items(): ap.add_argument(f'--{k}', type=int, default=v)
     ap.add_argument('--lr', type=float, default=2e-3)
@@ -90,7 +90,7 @@ def main():
     with tempfile.TemporaryDirectory() as tmp: expert, found, crops = prepare(args, Path(args.work or tmp))
     print(f'{len(expert)} expert cells to train on, {len(found)} detections, drawn and cut in {time.time()-t:.0f} s; CPU, seed {args.seed}, {args.epochs}+{args.epochs2} epochs at {args.size} px, learning rate {args.lr}')
     with multiprocessing.get_context('fork').Pool(args.jobs, maxtasksperchild=1) as pool:
-        got = {n: (r, s) for n, r, s in progress(pool.imap_unordered(one, [(n, args) for n in names]), 'training', len(names))}
+        got = {n: (r, s) for n, r, s in progress_bar(pool.imap_unordered(one, [(n, args) for n in names]), 'training', len(names))}
     cell = lambda s, k: f'{s[k]:.3f} [{s[k+"_low"]:.3f}-{s[k+"_high"]:.3f}]'
     for n in (n for n in ROWS if n in got):
         for use, r in got[n][0].items():

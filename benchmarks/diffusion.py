@@ -27,7 +27,7 @@ from cblc.classifier import fit_classifier
 from cblc.cells.crops import SIZED
 from cblc.data import read_image
 from cblc.diffusion.classifier import DiffusionSettings, fit_diffusion, load_diffusion, published_errors
-from cblc.core.engine import cores, progress
+from cblc.core.engine import cores, progress_bar
 from cblc.sources.public import FINE_CLASSES, FIVE_CLASSES, split_by_name, public_root, read_five_class, read_pbc
 from cblc.diffusion.racing import fit_bank
 from cblc.cells.singles import as_crops, read_singles
@@ -144,7 +144,7 @@ def low_data(a):
     work, jobs = partial(low_run, a, part('train'), part('valid'), test), [(n, seed) for n in (50, 20, 10) for seed in range(a.seeds)]
     if a.jobs > 1:
         with multiprocessing.get_context('spawn').Pool(a.jobs, maxtasksperchild=1) as pool:
-            got = list(progress(pool.imap_unordered(work, jobs), 'draws', len(jobs)))
+            got = list(progress_bar(pool.imap_unordered(work, jobs), 'draws', len(jobs)))
     else: got = [work(j) for j in jobs]
     for n in (10, 20, 50): # intervals over draws of the training cells and over pictures
         right = np.stack([r for m, _, r in sorted(got, key=lambda g: g[:2]) if m == n]); rng = np.random.default_rng(0)

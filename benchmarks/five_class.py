@@ -63,7 +63,7 @@ def table(got, pictures, n_boot=2000):
 
 def main():
     global pictures, views
-    from cblc.core.engine import cores, progress
+    from cblc.core.engine import cores, progress_bar
     from cblc.sources.public import public_root, read_five_class
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for k, v in dict(seeds=3, per_class=200, epochs=8, size=64, jobs=cores(), batch=32).items():
@@ -75,7 +75,7 @@ def main():
     print(pictures.groupby(['center', 'label']).size().unstack(fill_value=0).to_string(), f'\nread in {time.time()-t:.0f} s')
     jobs = [(n, s, k, args) for k in range(args.seeds) for n in PEERS for s in SOURCES]
     with multiprocessing.get_context('fork').Pool(args.jobs, maxtasksperchild=1) as pool:
-        got = {r[:3]: r[3] for r in progress(pool.imap_unordered(one, jobs), 'training', len(jobs))}
+        got = {r[:3]: r[3] for r in progress_bar(pool.imap_unordered(one, jobs), 'training', len(jobs))}
     scores, draws = table(got, pictures); ends = lambda d: '{:.3f}-{:.3f}'.format(*np.quantile(d, [.025, .975]))
     print(f'\nweighted F1 on the source left out; CPU, {args.seeds} seeds, {args.epochs} epochs, {args.size} px, {time.time()-t:.0f} s')
     for name in PEERS: print(f'{name:20s}', *(f'{s} {scores[name, s]:.3f} [{ends(draws[name, s])}]' for s in (*SOURCES, 'mean')), sep='  ')
