@@ -23,7 +23,7 @@ def _study(a):
     show_table(Path(a.out)/'study_table.csv')
 
 def _diagnose(a):
-    from cblc.study import diagnose
+    from cblc.diagnose import diagnose
     s = diagnose(a.images, a.out, a.model, a.segmenter, a.patient)
     low, high = s['cblc_interval']
     print(f'CBLC ratio {100*s["cblc_ratio"]:.1f} % ({100*low:.1f}-{100*high:.1f}), band {s["band"]}, {s["n_cblc"]} of {s["n_cells"]} cells; {len(s["warnings"])} warnings. {s["disclaimer"]}')

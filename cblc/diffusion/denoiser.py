@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 from torch.nn import functional as F
 from ..learn.augment import Augment, CropBatches
-from ..core.engine import progress
+from ..core.engine import progress_bar
 from ..learn.checkpoint import load_tensors, optimizer_state, own_seed, run_key, save_tensors
 from ..learn.training import fit_device
 from ..core.errors import InputError
@@ -195,7 +195,7 @@ def _run(job, crops, classes, path, every, call): # all steps, or those that are
     s, net = job.s, job.net; key, saved = path and run_key(asdict(s) | dict(threads=None), crops, classes), time.time()
     dl = CropBatches(crops, np.eye(net.n_classes, dtype=bool)[classes], min(s.batch, len(crops)),
                      Augment(spin=s.spin, zoom=s.zoom, resample=s.resample, stain=s.stain), s.balance, s.seed, job.device)
-    i = job.load(path, key) if path else 0; bar = progress(None, 'denoiser', s.steps); bar.update(i)
+    i = job.load(path, key) if path else 0; bar = progress_bar(None, 'denoiser', s.steps); bar.update(i)
     while i < s.steps:
         dl.epoch = i // len(dl); skip = i % len(dl)
         for j, (x, y) in enumerate(dl):

@@ -9,7 +9,7 @@ __all__ = ['ideas', 'stage_batches', 'schedules', 'fit_device', 'fit_stage']
 import torch
 from functools import partial
 from pathlib import Path
-from ..core.engine import progress
+from ..core.engine import progress_bar
 from ..core.errors import InputError
 from .augment import CropBatches
 from .checkpoint import Checkpoint, JudgeEpoch
@@ -52,7 +52,7 @@ class _ShowBar(Callback): # a bar on a terminal
     order = 92
     def __init__(self, what, begun): self.what, self.begun = what, begun
     def before_fit(self):
-        self.bar = progress(None, self.what, self.n_epoch*len(self.dls.train)); self.bar.update(self.begun*len(self.dls.train))
+        self.bar = progress_bar(None, self.what, self.n_epoch*len(self.dls.train)); self.bar.update(self.begun*len(self.dls.train))
     def after_batch(self):
         if self.training: self.bar.update()
     def after_validate(self): self.bar.set_postfix_str(f"valid loss {self.learn.judge_epoch.rows[-1]['valid_loss']:.3f}")
