@@ -12,8 +12,9 @@ import numpy as np, pandas as pd
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..data import VOCABULARY, read_image
-from ..cells.crops import CropSettings, crop_cells, crops_of_cohort
-from ..core.engine import progress
+from ..cells.crops import CropSettings, crop_cells
+from ..cells.morphology import crops_of_cohort
+from ..core.engine import progress_bar
 from .frozen import Frozen, NaiveBaselines
 from ..matching import match_cells
 from ..patient import settle_artefacts
@@ -32,7 +33,8 @@ def classify_images(images,               # images table: image_id, path, patien
                     expert=None,          # expert cells, to carry `code` over by matching
                     crop_settings=None,   # default: the classifier's own
                     um_per_px=None,       # center -> µm, where known
-                    show=True, find=None  # `find(images, segmenter)` -> (cells, problems); default `segment_images`
+                    show=True, find=None, # `find(images, segmenter)` -> (cells, problems); default `segment_images`
+                    adapt=False           # let a classifier that can measure its normalization again on these crops
                    )->tuple:              # cells table, crops (n x size x size x 3, same order), problems (list of lines)
     "Walk from images to a classified cells table"
     if find is None:
@@ -44,7 +46,7 @@ def classify_images(images,               # images table: image_id, path, patien
         found = found.assign(code=pd.Series(dtype='string'), match_id=pd.Series(dtype='string'), iou=pd.Series(dtype=float))
     settings = crop_settings or crop_settings_of(classifier)
     crops, shape = crops_of_cohort(images, found, settings, show, um_per_px)
-    named = classifier.predict(crops).set_axis(found.index)
+    named = (classifier.predict(crops, adapt=True) if adapt else classifier.predict(crops)).set_axis(found.index)
     new = [t[[c for c in t if c not in found]] for t in (shape, named)]
     return settle_artefacts(pd.concat([found, *new], axis=1)), crops, list(problems)
 
@@ -63,16 +65,16 @@ def restained_crops(images, cells,         # tables; every cell's image is among
     rows = cells.groupby('image_id', sort=False).indices; at = images[images.image_id.isin(rows)]; notes = []
     crops = np.empty((len(cells), settings.size, settings.size, 3), np.uint8)
     source = normalizer.measure(list(spread(at).path)) if len(at) else None
-    for r in progress(at.itertuples(), 'stain', len(at), show):
+    for r in progress_bar(at.itertuples(), 'stain', len(at), show):
         um = um_per_px.get(r.center) if isinstance(um_per_px, dict) else um_per_px
         crops[rows[r.image_id]] = crop_cells(normalizer.transform(read_image(r.path), source, notes),
                                              cells.iloc[rows[r.image_id]], settings, um)
     return crops, [f'{normalizer.method}: {n}' for n in dict.fromkeys(notes)]
 
 # %% ../../nbs/hospital/01_centers.ipynb #c009
-def add_opinion(cells, crops, classifier, name)->pd.DataFrame:
+def add_opinion(cells, crops, classifier, name, adapt=False)->pd.DataFrame:
     "Let another classifier name the same cells, in columns of its own"
-    said = settle_artefacts(classifier.predict(crops).set_axis(cells.index))
+    said = settle_artefacts((classifier.predict(crops, adapt=True) if adapt else classifier.predict(crops)).set_axis(cells.index))
     return cells.assign(**{f'{name}_{c}': said[c] for c in ('category', 'cblc', 'p_cblc', 'p_artefact') if c in said})
 
 def opinions(cells)->list:
