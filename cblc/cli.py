@@ -142,7 +142,7 @@ def _fit(args):
             raise InputError(problem, 'leave --arch out', f'--arch {args.arch}')
         settings = DiffusionSettings(**options)
     else:
-        from cblc.learn.training import fit_settings
+        from cblc.learn.settings import fit_settings
         settings = fit_settings(recipe=args.recipe, arch=args.arch, **options)
     fit_csv(args.cells, args.out, settings)
 
