@@ -28,7 +28,7 @@ from cblc.cells.crops import SIZED
 from cblc.data import read_image
 from cblc.diffusion.classifier import DiffusionSettings, fit_diffusion, load_diffusion, published_errors
 from cblc.core.engine import cores, progress
-from cblc.sources.public import FINE, FIVE, part_of, public_root, read_five_class, read_pbc
+from cblc.sources.public import FINE_CLASSES, FIVE_CLASSES, split_by_name, public_root, read_five_class, read_pbc
 from cblc.diffusion.racing import fit_bank
 from cblc.cells.singles import as_crops, read_singles
 from cblc.diffusion.student import Relay, fit_student
@@ -42,7 +42,7 @@ def single_cells(a, paths, labels, names, centers, tag):
     if at and at.is_file():
         z = np.load(at); return z['x'], z['y'], z['part']
     x, rows, found, bad = read_singles(list(paths), replace(SIZED, size=a.size), list(centers))
-    y, part = np.asarray(labels, str)[rows], np.array([part_of(names[i]) for i in rows])
+    y, part = np.asarray(labels, str)[rows], np.array([split_by_name(names[i]) for i in rows])
     print(f'{tag}: {len(x)} pictures, {int((~found).sum())} without a cell, {len(bad)} unreadable', flush=True)
     if at: at.parent.mkdir(parents=True, exist_ok=True); np.savez(at, x=x, y=y, part=part)
     return x, y, part
@@ -52,7 +52,7 @@ def pbc_table(a, labels):
     t = read_pbc()[0]; t = t[t.label.isin(list(labels))]
     return (t.groupby('label').head(24) if a.quick else t).reset_index(drop=True)
 
-def pbc_cells(a, classes={k: k for k in FINE}):
+def pbc_cells(a, classes={k: k for k in FINE_CLASSES}):
     "PBC's cells, label -> class: a function of the part, and all crops, classes and parts."
     t = pbc_table(a, classes); x, y, part = single_cells(a, t.path, t.label, t.image_id.tolist(), t.center, f'pbc{len(classes)}')
     y = np.array([classes[k] for k in y]); return lambda k, keep=True: (x[(part == k) & keep], y[(part == k) & keep]), (x, y, part)
@@ -204,11 +204,11 @@ def anomaly(a):
     return dict(auc=rows[0]['value'], auc_best_cnn=best), rows
 
 def shift(a):
-    part, _ = pbc_cells(a, {k: v for k, v in FIVE.items() if k.isupper()}); d, c = fit_both(a, part('train'), part('valid'))
+    part, _ = pbc_cells(a, {k: v for k, v in FIVE_CLASSES.items() if k.isupper()}); d, c = fit_both(a, part('train'), part('valid'))
     t = read_five_class(per_class=12 if a.quick else 0); t = t[t.center != 'pbc128'].reset_index(drop=True)
     fx, fy, _ = single_cells(a, t.path, t.label, t.path.map(str).tolist(), t.center, 'five')
-    p = pbc_table(a, [k for k in FIVE if k.isupper()]); whole = lambda paths: as_crops([read_image(q) for q in paths], a.size)
-    wx, wy, k = whole(p.path), p.label.map(FIVE).to_numpy(str), p.image_id.map(part_of).to_numpy()
+    p = pbc_table(a, [k for k in FIVE_CLASSES if k.isupper()]); whole = lambda paths: as_crops([read_image(q) for q in paths], a.size)
+    wx, wy, k = whole(p.path), p.label.map(FIVE_CLASSES).to_numpy(str), p.image_id.map(split_by_name).to_numpy()
     plain = fit_cnn(wx[k == 'train'], wy[k == 'train'], (wx[k == 'valid'], wy[k == 'valid']),
                     FitSettings(recipe='plain', arch=a.arch, size=a.size, epochs=a.epochs, seed=a.seed, pretrained=False,
                                 device=a.device, threads=a.threads), kept(a, 'plain', a.arch))

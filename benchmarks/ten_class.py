@@ -14,7 +14,7 @@ from sklearn.metrics import classification_report, f1_score
 if __name__ == '__main__':
     from cblc.classifier import fit_classifier
     from cblc.core.engine import cores
-    from cblc.sources.public import FINE, part_of, public_root, read_pbc
+    from cblc.sources.public import FINE_CLASSES, split_by_name, public_root, read_pbc
     from cblc.cells.singles import read_singles, view_settings
     from cblc.learn.training import FitSettings
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -23,11 +23,11 @@ if __name__ == '__main__':
     for k, v in dict(epochs=30, size=96, seed=0, threads=cores()).items(): ap.add_argument(f'--{k}', type=int, default=v)
     a = ap.parse_args(); t = time.time()
     if public_root() is None: raise SystemExit('no public images here; set CBLC_DATA to their folder (data/README.md)')
-    cells = read_pbc()[0]; cells = cells[cells.label.isin(FINE)].reset_index(drop=True)
+    cells = read_pbc()[0]; cells = cells[cells.label.isin(FINE_CLASSES)].reset_index(drop=True)
     if a.quick: cells, a.epochs, a.size = cells.groupby('label').head(20).reset_index(drop=True), 1, 32
     s = FitSettings(recipe=a.recipe, view=a.view, size=a.size, epochs=a.epochs, seed=a.seed, pretrained=False, threads=a.threads)
     crops, rows, found, bad = read_singles(cells.path.tolist(), view_settings(s.view, a.size), cells.center.tolist())
-    cells = cells.iloc[rows]; part = cells.image_id.map(part_of).to_numpy(); label = cells.label.to_numpy(str)
+    cells = cells.iloc[rows]; part = cells.image_id.map(split_by_name).to_numpy(); label = cells.label.to_numpy(str)
     print(f'{len(cells)} pictures ({len(bad)} unreadable, {int((~found).sum()) if s.view != "whole" else 0} without a cell), read in {time.time()-t:.0f} s:', {k: int((part == k).sum()) for k in ('train', 'valid', 'test')}, flush=True)
     take = lambda k: (crops[part == k], label[part == k].tolist()); t = time.time()
     clf = fit_classifier(*take('train'), settings=s, vocabulary=None, valid=(*take('valid'), None), out=a.out); trained = time.time() - t

@@ -38,7 +38,7 @@ def _external(a):
 
 # %% ../nbs/09_cli.ipynb #c006
 def _check(a):
-    from cblc.data import check_cohort
+    from cblc.sources.check import check_cohort
     faults = check_cohort(a.cohort)
     for r in faults.itertuples():
         print(f'{r.file}{f", row {r.row}" if r.row == r.row and r.row not in ("", None) else ""}: {r.problem}; {r.remedy}')
@@ -46,7 +46,7 @@ def _check(a):
     return 1 if len(faults) else 0
 
 def _convert(a):
-    from cblc.data import convert
+    from cblc.sources.convert import convert
     print(convert(a.src, a.to, a.out, images=a.images or None))
 
 def _fit(a):

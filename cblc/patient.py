@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'BANDS', 'MYELOID', 'ERYTHROID', 'WHO_BLASTS', 'GENETICS_NOTE', 'CATEGORY_COLORS', 'METRICS',
-           'BAND_COLORS', 'CountSettings', 'toy_cells', 'from_codes', 'countable', 'settle_artefacts', 'count_cells',
-           'lineages', 'cblc_ratio', 'design_effect', 'cblc_interval', 'band', 'crossed', 'who_blast_ratio',
-           'non_erythroid_ratio', 'me_ratio', 'review', 'summarize_patient', 'count_fields', 'patient_table',
-           'cell_scores', 'fit_baselines', 'score_cells', 'youden_threshold', 'fit_threshold', 'auc_interval',
-           'patient_scores', 'plot_bands', 'plot_ratio_truth', 'plot_calibration', 'plot_confusion']
+           'BAND_COLORS', 'CountSettings', 'from_codes', 'countable', 'settle_artefacts', 'count_cells', 'lineages',
+           'cblc_ratio', 'design_effect', 'cblc_interval', 'band', 'crossed', 'who_blast_ratio', 'non_erythroid_ratio',
+           'me_ratio', 'review', 'summarize_patient', 'count_fields', 'patient_table', 'cell_scores', 'fit_baselines',
+           'score_cells', 'youden_threshold', 'fit_threshold', 'auc_interval', 'patient_scores', 'plot_bands',
+           'plot_ratio_truth', 'plot_calibration', 'plot_confusion']
 
 # %% ../nbs/04_patient.ipynb #c003
 import re
@@ -46,41 +46,9 @@ GENETICS_NOTE = ('A count alone is no diagnosis. The general cut-off for AML is 
 CATEGORY_COLORS = dict(N='#d7191c', N1='#f26419', N2='#f6a01a', N3='#cda400', N4='#8a9a1b', N5='#4c8c2b', M='#b5105e', M1='#e0559a', M2='#ee9fc5',
                        R='#1a237e', R1='#1e63c4', R2='#2196c9', R3='#6cc5dd', E='#8d5524', L='#6a3fb0', other='#6f6f6f')
 
-# %% ../nbs/04_patient.ipynb #c011
-# percent, healthy adult, textbook orders of magnitude
-_MARROW = dict(N1=3, N2=12, N3=12, N4=15, N5=20, E=3, M2=2, R1=2, R2=14, R3=7, L=10, P=1)
-def _truth(theta, n, field, icc, rng):
-    "Draw a code a cell, with the CBLC share of each field beta-distributed around `theta`"
-    k = (1 - icc)/icc if icc > 0 else None
-    share = np.full(field.max() + 1, theta) if k is None or theta in (0, 1) else rng.beta(theta*k, (1 - theta)*k, field.max() + 1)
-    calm = {c: w for c, w in _MARROW.items() if not VOCABULARY.is_cblc(c)}
-    w = np.array(list(calm.values()), float)
-    return np.where(rng.random(n) < share[field], rng.choice(['N', 'N', 'N', 'N1', 'R1'], n), rng.choice(list(calm), n, p=w/w.sum()))
-
 # %% ../nbs/04_patient.ipynb #c012
 def _blast_like(codes, vocabulary=VOCABULARY):
     return np.asarray(vocabulary.is_cblc(codes).fillna(False), bool) if len(codes) else np.zeros(0, bool)
-
-def toy_cells(ratio=.15,            # the patient's true CBLC ratio, 0-1
-              n=500,                # cells
-              n_fields=12,          # fields they lie in
-              separation=6.,        # how well the classifier tells kinds apart; 12 is nearly perfect
-              icc=.02,              # correlation of two cells of one field, 0-1
-              patient_id='toy', center='center1', seed=0
-             )->pd.DataFrame:       # a classified cells table with the true `code`
-    "Draw the classified cells table of one patient, for examples and tests"
-    rng = np.random.default_rng(seed)
-    field = np.sort(rng.integers(0, n_fields, n)) if n else np.zeros(0, int)
-    code = _truth(ratio, n, field, icc, rng) if n else np.array([], str)
-    cats = list(VOCABULARY.categories)
-    own = np.array([cats.index(c) for c in VOCABULARY.category_of(code)], int) if n else np.zeros(0, int)
-    z = rng.normal(0, np.sqrt(separation), (n, 16)); z[np.arange(n), own] += separation
-    p = np.exp(z - z.max(1, keepdims=True)) if n else z; p /= p.sum(1, keepdims=True)
-    cells = pd.DataFrame(dict(cell_id=[f'{patient_id}-{i:05d}' for i in range(n)], image_id=[f'{patient_id}-f{j:02d}' for j in field],
-                              patient_id=patient_id, center=center, code=code, nc_ratio=rng.beta(*np.where(_blast_like(code), [[9], [4]], [[8], [9]])) if n else []))
-    cells[[f'p_{c}' for c in cats]] = p
-    cells['p_cblc'] = p[:, [cats.index(c) for c in ('N', 'N1', 'M', 'M1', 'R', 'R1')]].sum(1)
-    return cells.assign(category=np.array(cats)[p.argmax(1)] if n else [], cblc=cells.p_cblc >= .5)
 
 # %% ../nbs/04_patient.ipynb #c016
 def _need(cells, cols, what):

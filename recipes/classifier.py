@@ -20,7 +20,7 @@ from cblc.cells.crops import STANDARD, crop_cells
 from cblc.data import VOCABULARY, read_image
 from cblc.matching import match
 from cblc.patient import cell_scores
-from cblc.sources.public import box_polygon, part_of, public_root, read_bcisc, read_pbc
+from cblc.sources.public import box_polygon, split_by_name, public_root, read_bcisc, read_pbc
 from cblc.segmentation import Segmenter
 from cblc.study import SMEARS
 from cblc.sources.synthetic import CODES, MARROW, draw_field, random_style
@@ -66,7 +66,7 @@ def lmu_rows(root):
 
 def real_cells(pool, crop, n):
     images, boxes = read_pbc(); t = images.merge(boxes.drop(columns='label'), on='image_id')
-    rows = [(r.path, None, (r.x0, r.y0, r.x1, r.y1), PBC[r.label], part_of(r.image_id)) for r in t.itertuples()]
+    rows = [(r.path, None, (r.x0, r.y0, r.x1, r.y1), PBC[r.label], split_by_name(r.image_id)) for r in t.itertuples()]
     images, cells = read_bcisc(); t = cells.merge(images[~images.held_out], on='image_id')
     rows += [(r.path, r.polygon, None, BCISC[r.label], 'train') for r in t.itertuples()] + lmu_rows(public_root())
     rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:n]]

@@ -13,23 +13,23 @@ from dataclasses import asdict, replace
 from cblc.cells.crops import SIZED
 from cblc.diffusion.classifier import DiffusionSettings, fit_diffusion
 from cblc.core.engine import cores
-from cblc.sources.public import FINE, part_of, public_root, read_pbc
+from cblc.sources.public import FINE_CLASSES, split_by_name, public_root, read_pbc
 from cblc.cells.singles import read_singles
 
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--out', required=True); ap.add_argument('--without', choices=FINE)
+    ap.add_argument('--out', required=True); ap.add_argument('--without', choices=FINE_CLASSES)
     ap.add_argument('--steps', type=int, default=DiffusionSettings.steps); ap.add_argument('--device', default='auto')
     ap.add_argument('--threads', type=int, default=cores()); ap.add_argument('--run')
     ap.add_argument('--quick', action='store_true'); a = ap.parse_args()
     if public_root() is None: raise SystemExit('no public images here; set CBLC_DATA to their folder (data/README.md)')
     s = DiffusionSettings(steps=a.steps, precision='bf16', device=a.device, threads=a.threads)
-    cells = read_pbc()[0]; cells = cells[cells.label.isin(FINE) & (cells.label != a.without)].reset_index(drop=True)
+    cells = read_pbc()[0]; cells = cells[cells.label.isin(FINE_CLASSES) & (cells.label != a.without)].reset_index(drop=True)
     if a.quick:
         cells, s = cells.groupby('label').head(24).reset_index(drop=True), replace(s, steps=20, size=32, widths=(32, 48), candidates=(4, 2), bank_cells=40)
     crop = replace(SIZED, size=s.size)
     crops, rows, _, _ = read_singles(cells.path.tolist(), crop, cells.center.tolist()); cells = cells.iloc[rows]
-    part = cells.image_id.map(part_of).to_numpy(); take = lambda k: (crops[part == k], cells.label[part == k].tolist())
+    part = cells.image_id.map(split_by_name).to_numpy(); take = lambda k: (crops[part == k], cells.label[part == k].tolist())
     print({k: int((part == k).sum()) for k in ('train', 'valid')}, flush=True)
     model = fit_diffusion(*take('train'), settings=s, vocabulary=None, valid=(*take('valid'), None), out=a.run)
     print(*model.notes, {k: round(v, 4) for k, v in model.metrics.items()}, sep='\n')

@@ -15,7 +15,8 @@ from ..data import VOCABULARY, read_image
 from ..cells.crops import CropSettings, crop_cells, crops_of_cohort
 from ..core.engine import progress
 from ..matching import match_cells
-from ..patient import settle_artefacts, toy_cells
+from ..patient import settle_artefacts
+from ..sources.toys import toy_cells
 from ..core.errors import InputError
 
 # %% ../../nbs/hospital/00_centers.ipynb #c006
