@@ -10,7 +10,7 @@ import json
 import numpy as np, pandas as pd
 from pathlib import Path
 from scipy import special, stats
-from ..patient import _axis
+from ..core.measures import axes_for
 
 # %% ../../nbs/hospital/02_summary.ipynb #c006
 def read_centers(out, centers=None)->list:
@@ -102,7 +102,7 @@ def drift(table, figures=POOLED, method='model', reference='internal')->pd.DataF
 # %% ../../nbs/hospital/02_summary.ipynb #c020
 def plot_forest(table, figure='patient_auc', pooled=None, figures=POOLED, method='model', ax=None):
     "Plot one figure of every center with its interval and count, and what they say together"
-    name, scale, n = figures[figure]; d = table[table.method == method]; ax = _axis(ax, (5.4, .34*len(d) + 1.3)); rows = []
+    name, scale, n = figures[figure]; d = table[table.method == method]; ax = axes_for(ax, (5.4, .34*len(d) + 1.3)); rows = []
     for r in d.to_dict('records'):
         rows.append((f'{r["center"]} ({"-" if pd.isna(r.get(n)) else int(r[n])})', r[figure], r[f'{figure}_low'], r[f'{figure}_high'], '#888' if r['role'] != 'external' else '#1e63c4', 's'))
     p = pooled.loc[figure] if pooled is not None and figure in pooled.index else None

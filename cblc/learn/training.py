@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from .augment import Augment, CropBatches
 from ..core.engine import progress
-from .leaves import balanced_accuracy
+from ..core.measures import balanced_accuracy
 from .losses import AverageWeights, BorderPenalty, FreezeBackbone, LeafLoss, MeasureCells, MixCells, SharpAware, crop_measures
 from .network import meant
 from fastai.callback.core import Callback, CancelFitException
