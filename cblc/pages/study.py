@@ -15,7 +15,7 @@ from ..hospital.judge import known_ratio
 from ..patient import plot_bands, plot_calibration, plot_confusion, plot_ratio_truth
 from ..ratio.prevalence import plot_corrected
 from .patient import LIMITS, _model_rows, _pct, _render, _write, figure_uri
-from ..hospital.summary import drift, plot_forest, pool_centers, table_of
+from ..hospital.summary import drift, plot_forest, pool_centers, tabulate_centers
 
 # %% ../../nbs/pages/01_study.ipynb #c006
 CELL_METRICS = dict(weighted_f1='weighted F1', sensitivity='sensitivity', specificity='specificity',
@@ -141,7 +141,7 @@ def study_report(centers,              # `CenterResult`s, in the order to show
                  warnings=(), vocabulary=VOCABULARY
                 )->Path:
     "Write the page of a study over centers"
-    table = table_of(centers); pooled = pool_centers(table); names, drifts = _drift_rows(drift(table))
+    table = tabulate_centers(centers); pooled = pool_centers(table); names, drifts = _drift_rows(drift(table))
     outer = [c.center for c in centers if c.role == 'external']
     key = 'truth' if any((c.patients.get('n_truth') or 0) > 0 for c in centers) else 'expert'
     def outside(t): return t[t.center.isin(outer)] if outer and 'center' in t else t
