@@ -6,8 +6,8 @@
 __all__ = ['VOCABULARY_COLUMNS', 'VOCABULARY', 'Vocabulary', 'Cohort', 'read_table', 'read_cohort_toml', 'cohort_vocabulary',
            'read_cohort', 'write_cohort', 'need_columns', 'main_only', 'split_patients', 'assert_disjoint', 'BadImage',
            'DISCLAIMER', 'IMAGE_SUFFIXES', 'image_paths', 'image_size', 'read_image', 'CELL_COLUMNS', 'FORMATS',
-           'UNLABELLED', 'annotation_shapes', 'image_table', 'mask_to_polygon', 'polygon_to_mask', 'read_annotations',
-           'read_cells', 'read_coco', 'read_geojson', 'read_labelme', 'read_masks', 'read_yolo_seg', 'sniff_format',
+           'UNLABELLED', 'image_table', 'mask_to_polygon', 'polygon_to_mask', 'read_annotations', 'read_cells',
+           'read_coco', 'read_geojson', 'read_labelme', 'read_masks', 'read_yolo_seg', 'sniff_format',
            'write_annotations', 'write_cells', 'write_coco', 'write_geojson', 'write_labelme', 'write_masks',
            'write_yolo_seg']
 
@@ -20,15 +20,17 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from .core.images import BadImage, IMAGE_SUFFIXES, image_paths, image_size, read_image
 from .core.contours import CELL_COLUMNS, mask_to_polygon, polygon_to_mask, read_cells, write_cells
-from .core.annotations import (FORMATS, UNLABELLED, annotation_shapes, image_table, read_annotations, read_coco, read_geojson, read_labelme, read_masks,
-    read_yolo_seg, shape_flaw, shape_polygon, sniff_format, write_annotations, write_coco, write_geojson, write_labelme, write_masks, write_yolo_seg)
+from .core.annotations import FORMATS, read_annotations, sniff_format, write_annotations
+from .core.outlines import UNLABELLED, image_table, read_labelme, write_labelme
+from .core.coco_yolo import read_coco, read_yolo_seg, write_coco, write_yolo_seg
+from .core.geojson_masks import read_geojson, read_masks, write_geojson, write_masks
 try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
 from .core.errors import DISCLAIMER, InputError
 
 # %% ../nbs/00_data.ipynb #c004
 _all_ = ['BadImage', 'DISCLAIMER', 'IMAGE_SUFFIXES', 'image_paths', 'image_size', 'read_image', 'CELL_COLUMNS', 'FORMATS', 'UNLABELLED',
-         'annotation_shapes', 'image_table', 'mask_to_polygon', 'polygon_to_mask', 'read_annotations', 'read_cells', 'read_coco', 'read_geojson',
+         'image_table', 'mask_to_polygon', 'polygon_to_mask', 'read_annotations', 'read_cells', 'read_coco', 'read_geojson',
          'read_labelme', 'read_masks', 'read_yolo_seg', 'sniff_format', 'write_annotations', 'write_cells', 'write_coco', 'write_geojson',
          'write_labelme', 'write_masks', 'write_yolo_seg']
 
