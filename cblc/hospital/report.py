@@ -13,7 +13,7 @@ import pandas as pd
 from .centers import CenterData
 from .judge import CenterResult, ImageQuality
 from ..matching import recall_by_code
-from ..patient import METRICS, _axis
+from ..core.measures import METRICS, axes_for
 
 # %% ../../nbs/hospital/05_report.ipynb #n007
 def number_text(
@@ -70,7 +70,7 @@ def plot_quality(
     ax=None,                # matplotlib axes; None: new ones
 ):                          # the axes
     "Plot how many steps each measure of the pictures is from the main cohort's median"
-    ax = _axis(ax, (7.5, 2.9))
+    ax = axes_for(ax, (7.5, 2.9))
     shift = pd.Series(quality.shift)
     ax.bar(range(len(shift)), shift, color=['#b5105e' if abs(steps) > FAR else '#8d7fa5' for steps in shift])
     ax.axhspan(-FAR, FAR, color='#f3f0f6', zorder=0, lw=0)
