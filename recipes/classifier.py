@@ -19,7 +19,7 @@ from cblc.classifier import fit_classifier
 from cblc.cells.crops import STANDARD, crop_cells
 from cblc.data import VOCABULARY, read_image
 from cblc.matching import match
-from cblc.patient import cell_scores
+from cblc.core.measures import cell_scores
 from cblc.sources.public import box_polygon, split_by_name, public_root, read_bcisc, read_pbc
 from cblc.segmentation import Segmenter
 from cblc.study import SMEARS
