@@ -36,7 +36,7 @@ ROWS = {  # name: recipe, crops, settings that differ
 def prepare(args, work):
     "Draw the cohort, find and match its cells, cut every kind of crop once."
     from cblc.sources.cohort import make_cohort
-    from cblc.cells.crops import crops_of_cohort
+    from cblc.cells.morphology import crops_of_cohort
     from cblc.matching import match_cells
     from cblc.segmentation import Segmenter, segment_images
     from cblc.data import split_patients
@@ -55,11 +55,11 @@ def one(job):
     import torch
     from cblc.classifier import fit_classifier
     from cblc.study import SMEARS, _labelled, _train_labels
-    from cblc.learn.training import FitSettings
+    from cblc.learn.settings import fit_settings
     torch.set_num_threads(1); recipe, look, differs = ROWS[name]; x1, x2 = crops[look]
     e, f = _train_labels(expert), _train_labels(found, artefacts=True)
     # temperature and best epoch are the frozen network's
-    s = FitSettings(recipe=recipe, **dict(size=args.size, epochs=args.epochs, epochs2=args.epochs2, seed=args.seed, pretrained=False, threads=1, lr=args.lr, batch=32) | (SMEARS if recipe == 'cblc' else {}) | differs)
+    s = fit_settings(recipe=recipe, **dict(size=args.size, epochs=args.epochs, epochs2=args.epochs2, seed=args.seed, pretrained=False, threads=1, lr=args.lr, batch=32) | (SMEARS if recipe == 'cblc' else {}) | differs)
     take = lambda part: _labelled(f, x2, f.label.notna() & (f.split == part))
     t = time.time(); clf = fit_classifier(*_labelled(e, x1, e.label.notna()), settings=s, second_stage=take('train'), valid=take('valid'))
     used = dict(frozen=clf, adapted=replace(clf, adapt_bn=1.)) | ({'frozen, one look': replace(clf, views=1)} if name == 'cblc' else {})
@@ -68,15 +68,15 @@ def one(job):
 def judge(clf, crops, cells, center):
     "Score a classifier on the matched cells of an external center; it adapts to all that was found there."
     from cblc.data import VOCABULARY
-    from cblc.patient import cell_scores
+    from cblc.core.measures import cell_scores
     here = (cells.center == center).to_numpy(); mine = here & cells.code.notna().to_numpy(); cells = cells[mine]
-    p = (clf.adapted(crops[here]) if clf.adapt_bn else clf).predict(crops[mine], show=False)
+    p = (clf.adapted(crops[here]) if clf.adapt_bn else clf).predict(crops[mine], progress=False)
     named = VOCABULARY.is_nucleated(cells.code).to_numpy(bool); truth = VOCABULARY.is_cblc(cells.code[named]).to_numpy(bool)
     return cell_scores(truth, p.p_cblc[named], p.cblc[named], cells.patient_id[named], n_boot=500, seed=0)
 
 def main():
     global expert, found, crops
-    from cblc.core.engine import cores, progress
+    from cblc.core.engine import cores, progress_bar
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for k, v in dict(epochs=6, epochs2=6, seed=0, size=64, jobs=cores()).items(): ap.add_argument(f'--{k}', type=int, default=v)
     ap.add_argument('--lr', type=float, default=2e-3)
@@ -90,7 +90,7 @@ def main():
     with tempfile.TemporaryDirectory() as tmp: expert, found, crops = prepare(args, Path(args.work or tmp))
     print(f'{len(expert)} expert cells to train on, {len(found)} detections, drawn and cut in {time.time()-t:.0f} s; CPU, seed {args.seed}, {args.epochs}+{args.epochs2} epochs at {args.size} px, learning rate {args.lr}')
     with multiprocessing.get_context('fork').Pool(args.jobs, maxtasksperchild=1) as pool:
-        got = {n: (r, s) for n, r, s in progress(pool.imap_unordered(one, [(n, args) for n in names]), 'training', len(names))}
+        got = {n: (r, s) for n, r, s in progress_bar(pool.imap_unordered(one, [(n, args) for n in names]), 'training', len(names))}
     cell = lambda s, k: f'{s[k]:.3f} [{s[k+"_low"]:.3f}-{s[k+"_high"]:.3f}]'
     for n in (n for n in ROWS if n in got):
         for use, r in got[n][0].items():

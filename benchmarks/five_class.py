@@ -21,9 +21,9 @@ SOURCES = ('wbc_dataset1', 'wbc_dataset2', 'bcisc', 'pbc128')
 def read(pictures, size):
     "Both views of all pictures: as they are, and as cells found and lit."
     from cblc.cells.singles import read_singles, view_settings
-    from cblc.learn.training import RECIPES
+    from cblc.learn.settings import fit_settings
     views = {}
-    for found, how in ((False, size), (True, view_settings(RECIPES['cblc']['view'], size))):
+    for found, how in ((False, size), (True, view_settings(fit_settings('cblc').prediction.view, size))):
         crops, rows, cell, bad = read_singles(pictures.path, how, pictures.center)
         if bad: raise SystemExit('\n'.join(bad))
         views[found] = crops
@@ -35,12 +35,12 @@ def one(job):
     name, source, seed, args = job
     import torch
     from cblc.classifier import fit_classifier
-    from cblc.learn.training import FitSettings
+    from cblc.learn.settings import fit_settings
     torch.set_num_threads(1)
     recipe, found = PEERS[name]; out = (pictures.center == source).to_numpy(); crops = views[found]
-    s = FitSettings(recipe=recipe, size=args.size, epochs=args.epochs, seed=seed, pretrained=False, threads=1, lr=args.lr, batch=args.batch)
+    s = fit_settings(recipe=recipe, size=args.size, epochs=args.epochs, seed=seed, pretrained=False, threads=1, lr=args.lr, batch=args.batch)
     clf = fit_classifier(crops[~out], pictures.label[~out].tolist(), settings=s, vocabulary=None)
-    return name, source, seed, clf.predict(crops[out], show=False).category.to_numpy(str)
+    return name, source, seed, clf.predict(crops[out], adapt=True, progress=False).category.to_numpy(str)
 
 def weighted_f1(truth, said, at):
     "Weighted F1 (scikit-learn's) of each row of positions `at`, from counts."
@@ -63,7 +63,7 @@ def table(got, pictures, n_boot=2000):
 
 def main():
     global pictures, views
-    from cblc.core.engine import cores, progress
+    from cblc.core.engine import cores, progress_bar
     from cblc.sources.public import public_root, read_five_class
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for k, v in dict(seeds=3, per_class=200, epochs=8, size=64, jobs=cores(), batch=32).items():
@@ -75,7 +75,7 @@ def main():
     print(pictures.groupby(['center', 'label']).size().unstack(fill_value=0).to_string(), f'\nread in {time.time()-t:.0f} s')
     jobs = [(n, s, k, args) for k in range(args.seeds) for n in PEERS for s in SOURCES]
     with multiprocessing.get_context('fork').Pool(args.jobs, maxtasksperchild=1) as pool:
-        got = {r[:3]: r[3] for r in progress(pool.imap_unordered(one, jobs), 'training', len(jobs))}
+        got = {r[:3]: r[3] for r in progress_bar(pool.imap_unordered(one, jobs), 'training', len(jobs))}
     scores, draws = table(got, pictures); ends = lambda d: '{:.3f}-{:.3f}'.format(*np.quantile(d, [.025, .975]))
     print(f'\nweighted F1 on the source left out; CPU, {args.seeds} seeds, {args.epochs} epochs, {args.size} px, {time.time()-t:.0f} s')
     for name in PEERS: print(f'{name:20s}', *(f'{s} {scores[name, s]:.3f} [{ends(draws[name, s])}]' for s in (*SOURCES, 'mean')), sep='  ')

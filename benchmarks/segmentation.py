@@ -82,7 +82,7 @@ if __name__ == '__main__':
     last = {}
     for name, ((images, truth), figure) in sets.items():
         if a.quick: images = images.iloc[::max(1, len(images)//6)]; truth = truth[truth.image_id.isin(images.image_id)]
-        t = time.time(); found, problems = segment_images(images, seg, show=False); t = (time.time() - t)/len(images)
+        t = time.time(); found, problems = segment_images(images, seg, progress=False); t = (time.time() - t)/len(images)
         for p in problems: print('problem:', p)
         parts = [(name, images)] + [(f'  {c}', images[k == c])
                                     for k in [images.center if name != 'segpc_recall'

@@ -15,9 +15,10 @@ import cblc
 from .data import read_cells, read_cohort, write_cells
 from .core.bundle import read_bundle, shipped
 from .hospital.centers import CenterData, add_opinion, center_rows, classify_images, crop_settings_of, restained_crops
-from .cells.crops import crops_of_cohort
-from .hospital.judge import frozen_of, refuse_tuned
+from .cells.morphology import crops_of_cohort
+from .hospital.frozen import Frozen, refuse_tuned
 from .matching import match_cells
+from .patient import mark_counted
 from .cells.stain import StainNormalizer
 from .hospital.summary import study_table
 from .core.errors import DISCLAIMER, InputError
@@ -37,9 +38,9 @@ class ExternalSettings:
 
 def normalizer_of(frozen, method)->StainNormalizer:
     "Rebuild the stain normalisation whose reference is frozen in a bundle"
-    if not frozen.get('stain'):
+    if not frozen.stain:
         raise InputError(f'stain {method!r}: the bundle holds no stain of its main cohort to go by; validate without it, or with a bundle of `cblc study`')
-    return StainNormalizer.from_dict({**frozen['stain'], 'method': method})
+    return StainNormalizer.from_dict({**frozen.stain, 'method': method})
 
 def _further_opinions(cells, crops, images, clf, frozen, settings, um_per_px, show):
     "Add what a plain classifier, and the same one after stain normalisation, say of the cells; and notes"
@@ -47,16 +48,18 @@ def _further_opinions(cells, crops, images, clf, frozen, settings, um_per_px, sh
     if settings.plain:
         from cblc.classifier import Classifier
         other = Classifier.load(settings.plain); own = crop_settings_of(other)
-        cells = add_opinion(cells, crops if own == crop else crops_of_cohort(images, cells, own, show, um_per_px)[0], other, 'plain')
+        cells = add_opinion(cells, crops if own == crop else crops_of_cohort(images, cells, own, show, um_per_px)[0], other, 'plain', adapt=True)
     if settings.stain != 'none':
         moved, notes = restained_crops(images, cells, crop, normalizer_of(frozen, settings.stain), um_per_px, show)
-        cells = add_opinion(cells, moved, clf, settings.stain)
+        cells = add_opinion(cells, moved, clf, settings.stain, adapt=True)
     return cells, notes
 
 # %% ../nbs/05_external.ipynb #c008
 def _classified(path, images, expert):
     "Read an already classified table, keep this center's cells, match them where it was not done"
     c = read_cells(path); c = c[c.image_id.isin(images.image_id)].reset_index(drop=True)
+    if 'counted' not in c:
+        c = mark_counted(c)
     return match_cells(expert, c)[1] if len(expert) and 'match_id' not in c else c
 
 def load_center(cohort,        # folder, or what `read_cohort` gave
@@ -65,21 +68,21 @@ def load_center(cohort,        # folder, or what `read_cohort` gave
                )->CenterData:
     "Read a center, and segment, match and classify its images unless classified cells are given"
     co = read_cohort(cohort) if isinstance(cohort, (str, Path)) else cohort; s = settings
-    patients, images, expert = center_rows(co, center); b = read_bundle(model, 'classifier'); frozen, problems = frozen_of(b.meta), []
+    patients, images, expert = center_rows(co, center); b = read_bundle(model, 'classifier'); frozen, problems = Frozen.from_meta(b.meta), []
     refuse_tuned(frozen, [center])
     if s.cells: named = _classified(s.cells, images, expert)
     else:
         from cblc.classifier import Classifier
         from cblc.segmentation import Segmenter
         clf = Classifier.load(model)
-        named, crops, problems = classify_images(images, Segmenter.load(s.segmenter or None), clf, expert, um_per_px=co.um_per_px, show=show)
+        named, crops, problems = classify_images(images, Segmenter.load(s.segmenter or None), clf, expert, um_per_px=co.um_per_px, show=show, adapt=True)
         named, notes = _further_opinions(named, crops, images, clf, frozen, s, co.um_per_px, show); problems = problems + notes
     return CenterData(center, co.centers[center], patients, images, expert, named, frozen,
                       problems + list(b.meta.get('warnings', [])), b.id, b.meta)
 
 # %% ../nbs/05_external.ipynb #c012
 NOTEBOOK = '05_external.ipynb'
-_TOOLS = '\n'.join(['import pandas as pd', *(f'from cblc.{room} import *' for room in ('hospital.centers', 'hospital.judge', 'hospital.summary', 'external'))])
+_TOOLS = '\n'.join(['import pandas as pd', *(f'from cblc.{room} import *' for room in ('hospital.centers', 'hospital.frozen', 'hospital.judge', 'hospital.summary', 'external'))])
 def external_notebook()->Path:
     "Find this notebook: in the installed package, or in the repository of an editable install"
     here = Path(cblc.__file__).parent
@@ -158,7 +161,7 @@ def run_center(cohort, model, center, out, settings=ExternalSettings(), timeout=
     "Execute the notebook of one center with papermill, and write its HTML reading"
     import nbformat, papermill
     folder = Path(out).absolute()/str(center); folder.mkdir(parents=True, exist_ok=True); (folder/'manifest.json').unlink(missing_ok=True)
-    refuse_tuned(frozen_of(read_bundle(model, 'classifier').meta), [center])
+    refuse_tuned(Frozen.from_meta(read_bundle(model, 'classifier').meta), [center])
     inputs = inputs_hash(read_cohort(cohort), model, center, settings)
     plan, done, s = folder/f'.{NOTEBOOK}', folder/NOTEBOOK, settings; nbformat.write(_report_only(), plan)
     place = lambda p: str(Path(p).absolute()) if p else ''
@@ -200,11 +203,6 @@ def run_external(cohort,            # cohort folder
 def write_center(result, table, d:CenterData, out)->Path:
     "Write center.json, cells.parquet and patients.csv"
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
-    def plain(x):
-        if isinstance(x, dict): return {str(k): plain(v) for k, v in x.items()}
-        if isinstance(x, (list, tuple)): return [plain(v) for v in x]
-        if isinstance(x, (float, np.floating)) and not np.isfinite(x): return None
-        return x.item() if isinstance(x, np.generic) else x
-    (out/'center.json').write_text(json.dumps(plain(result), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    (out/'center.json').write_text(json.dumps(result.to_json(), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
     write_cells(d.cells, out/'cells.parquet'); table.to_csv(out/'patients.csv', index=False)
     return out/'center.json'

@@ -21,7 +21,8 @@ from cblc.data import read_image, polygon_to_mask
 from cblc.sources.public import read_bcisc, read_pbc, read_txl, box_polygon
 from cblc.sources.laboratories import random_style
 from cblc.sources.synthetic import CODES, MARROW, draw_field
-from cblc.segmentation import TrainSettings, cut_window, equivalent_diameter, write_yolo_tiles, train_segmenter, export_segmenter
+from cblc.learn.segmenter import YoloSettings, cut_window, write_yolo_tiles, train_segmenter, export_segmenter
+from cblc.segmentation import equivalent_diameter
 
 TILE = 320                # px, side of a training tile
 DIAMETER = (36, 150)      # px, range of the typical cell diameter in a tile
@@ -148,7 +149,7 @@ if __name__ == '__main__':
     if a.quick: counts, a.epochs = {k: 24 for k in counts}, 1
     data = Path(a.work)/'tiles'
     if not (data/'data.yaml').exists(): build_tiles(data, counts, a.workers, a.quick)
-    s = TrainSettings(imgsz=TILE, epochs=a.epochs, batch=32, device=a.device)
+    s = YoloSettings(imgsz=TILE, epochs=a.epochs, batch=32, device=a.device)
     model = train_segmenter(data/'data.yaml', Path(a.work)/'run', s)
     export_segmenter(model, a.out, s, trained_on=f'{counts["synthetic"]} synthetic marrow tiles and {sum(counts.values())-counts["synthetic"]} tiles of BCISC (Apache-2.0), PBC (CC BY 4.0) and TXL-PBC (MIT)',
                      command='python recipes/segmenter.py --out cblc/assets/segmenter')

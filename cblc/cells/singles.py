@@ -13,7 +13,7 @@ from dataclasses import replace
 from PIL import Image
 from .crops import SIZED, STANDARD, CropSettings, crop_cells
 from ..data import BadImage, read_image
-from ..core.engine import cores, progress
+from ..core.engine import cores, progress_bar
 from ..segmentation import Segmenter, equivalent_diameter
 from ..core.errors import InputError
 
@@ -108,7 +108,7 @@ def read_singles(
     settings=STANDARD,    # `CropSettings`: find and cut the cell; a number: the whole picture at this size, px
     centers=None,         # one a path: pictures of one center have one scale; None: each is looked at by itself
     segmenter=None,       # default the shipped one
-    show=True,            # a bar, on a terminal and after 2 s
+    progress=True,        # a bar, on a terminal and after 2 s
 )->tuple: # crops n x size x size x 3 uint8 of the readable ones, their positions in `paths`, whether a cell was found, a line for each file left out
     "Read single-cell pictures as standard crops"
     whole = not isinstance(settings, CropSettings); size = int(settings) if whole else settings.size
@@ -119,6 +119,6 @@ def read_singles(
         if fault: return None, False, fault
         return (*((as_crops([image], size)[0], False) if whole else single_crop(image, segmenter, settings, *(scales[centers[k]] if scales else ()))), None)
     with ThreadPoolExecutor(min(8, cores()) if whole else 1) as pool: # the network has threads of its own
-        got = list(progress(pool.map(work, range(len(paths))), 'reading crops', len(paths), show))
+        got = list(progress_bar(pool.map(work, range(len(paths))), 'reading crops', len(paths), progress))
     rows = np.array([k for k, g in enumerate(got) if g[2] is None], int)
     return np.array([got[k][0] for k in rows], np.uint8).reshape(-1, size, size, 3), rows, np.array([got[k][1] for k in rows], bool), [g[2] for g in got if g[2]]

@@ -10,7 +10,7 @@ import json
 import numpy as np, torch
 from pathlib import Path
 from .denoiser import make_scheduler, to_bytes
-from ..core.engine import progress
+from ..core.engine import progress_bar
 from ..cells.singles import as_crops
 from ..core.errors import DISCLAIMER, InputError
 
@@ -28,7 +28,7 @@ def sample_cells(model,            # a `DiffusionClassifier`
     k = torch.tensor([names.index(c) for c in classes], dtype=torch.long, device=device)
     x = torch.stack([torch.randn(3, model.size, model.size, generator=torch.Generator().manual_seed(10**6*seed + i)) for i in range(len(k))]).to(device) if len(k) else torch.zeros(0, 3, model.size, model.size)
     plan = make_scheduler('ddim'); plan.set_timesteps(steps); out = []
-    for s in progress(range(0, len(k), batch), 'making cells', show=show):
+    for s in progress_bar(range(0, len(k), batch), 'making cells', progress=show):
         z, c = x[s:s+batch], k[s:s+batch]
         for t in plan.timesteps:
             at = torch.full((len(z),), int(t), device=device); v = net(z, at, c)

@@ -23,9 +23,9 @@ def facts(centers,            # what `cblc.hospital.summary.read_centers` gave
          )->set:
     "Say which kinds of results a run has"
     def any_(f): return any(f(c) for c in centers)
-    have = dict(flow=any_(lambda c: c.get('flow')), internal=any_(lambda c: c.get('role') == 'internal'), split=any_(lambda c: c.get('role') == 'internal'), diagnosis=any_(lambda c: c['patients'].get('n_diagnosed')),
-                threshold=any_(lambda c: c['patients'].get('threshold') == c['patients'].get('threshold') and c['patients'].get('threshold') is not None),
-                quality=any_(lambda c: c.get('quality', {}).get('shift')), groups=any_(lambda c: c.get('subgroups')), pooled=pooled is not None and len(pooled) > 0 and bool((pooled.k > 1).any()))
+    have = dict(flow=any_(lambda c: c.flow), internal=any_(lambda c: c.role == 'internal'), split=any_(lambda c: c.role == 'internal'), diagnosis=any_(lambda c: c.patients.get('n_diagnosed')),
+                threshold=any_(lambda c: c.patients.get('threshold') == c.patients.get('threshold') and c.patients.get('threshold') is not None),
+                quality=any_(lambda c: c.quality.shift), groups=any_(lambda c: c.subgroups), pooled=pooled is not None and len(pooled) > 0 and bool((pooled.k > 1).any()))
     return {k for k, v in have.items() if v}
 
 def fill_checklist(have,          # from `facts`

@@ -11,11 +11,12 @@ from pathlib import Path
 from ..data import VOCABULARY
 from .checklist import facts, fill_checklist
 from ..ratio.diagnosis import at_thresholds, decision_curve, plot_bland_altman, plot_decision, plot_diagnoses, plot_p_aml, plot_passing_bablok, plot_roc
-from ..hospital.judge import known_ratio, threshold_of
-from ..patient import plot_bands, plot_calibration, plot_confusion, plot_ratio_truth
+from ..hospital.judge import known_ratio
+from ..core.measures import plot_calibration, plot_confusion
+from ..patient import plot_bands, plot_ratio_truth
 from ..ratio.prevalence import plot_corrected
 from .patient import LIMITS, _model_rows, _pct, _render, _write, figure_uri
-from ..hospital.summary import drift, plot_forest, pool_centers, table_of
+from ..hospital.summary import drift, plot_forest, pool_centers, tabulate_centers
 
 # %% ../../nbs/pages/01_study.ipynb #c006
 CELL_METRICS = dict(weighted_f1='weighted F1', sensitivity='sensitivity', specificity='specificity',
@@ -32,17 +33,17 @@ def _value(d, k, digits=3):
     return f(v), f'[{f(lo)}, {f(hi)}]' if lo == lo else ''
 
 def _cell_rows(centers):
-    return [dict(center=c['center'] if i == 0 else '', first=i == 0, method='model' if m == 'model' else METHODS.get(m, m), values=[_value(r, k) for k in CELL_METRICS], **{k: r.get(k, 0) for k in ('n', 'n_pos', 'n_patients')})
-            for c in centers for i, (m, r) in enumerate(c['cells'].items())]
+    return [dict(center=c.center if i == 0 else '', first=i == 0, method='model' if m == 'model' else METHODS.get(m, m), values=[_value(r, k) for k in CELL_METRICS], **{k: r.get(k, 0) for k in ('n', 'n_pos', 'n_patients')})
+            for c in centers for i, (m, r) in enumerate(c.cells.items())]
 
 def _patient_rows(centers, key):
     ks = ['auc', 'sensitivity', 'specificity', f'spearman_{key}', f'pearson_{key}', 'spearman_blast_percent', 'ccc_blast_percent']
-    return [dict(center=c['center'], values=[_value(c['patients'], k) for k in ks], **{k: c['patients'].get(k, 0) for k in ('n_aml', 'n_diagnosed', 'n_patients')}) for c in centers]
+    return [dict(center=c.center, values=[_value(c.patients, k) for k in ks], **{k: c.patients.get(k, 0) for k in ('n_aml', 'n_diagnosed', 'n_patients')}) for c in centers]
 
 def _method_rows(centers, key):
     ks = [*list(PATIENT_METRICS)[:4], f'spearman_{key}', *list(PATIENT_METRICS)[4:]]
-    return [dict(center=c['center'] if i == 0 else '', first=i == 0, method=METHODS.get(m, m), values=[_value(r, k, 1 if k == 'mae' else 2) for k in ks], n=r.get('n_known', 0), n_dx=r.get('n_diagnosed', 0))
-            for c in centers for i, (m, r) in enumerate(c.get('methods', {}).items())]
+    return [dict(center=c.center if i == 0 else '', first=i == 0, method=METHODS.get(m, m), values=[_value(r, k, 1 if k == 'mae' else 2) for k in ks], n=r.get('n_known', 0), n_dx=r.get('n_diagnosed', 0))
+            for c in centers for i, (m, r) in enumerate(c.methods.items())]
 
 # %% ../../nbs/pages/01_study.ipynb #c007
 def _pooled_rows(pooled):
@@ -59,14 +60,14 @@ def _drift_rows(away):
 def _stain_rows(centers):
     out = []
     for c in centers:
-        q = c.get('quality') or {}; s = sorted(((abs(v), k, v) for k, v in (q.get('shift') or {}).items() if v == v), reverse=True)[:3]
-        if q:
-            out.append(dict(center=c['center'], n=f'{q["n_measured"]} of {q["n_fields"]}', distance=_value(q, 'distance', 1)[0], most=', '.join(f'{k} {v:+.1f}' for _, k, v in s), far=(q.get('distance') or 0) > 3, notes=len(q.get('notes', []))))
+        q = c.quality; s = sorted(((abs(v), k, v) for k, v in q.shift.items() if v == v), reverse=True)[:3]
+        if q.n_fields:
+            out.append(dict(center=c.center, n=f'{q.n_measured} of {q.n_fields}', distance=_value(vars(q), 'distance', 1)[0], most=', '.join(f'{k} {v:+.1f}' for _, k, v in s), far=q.distance > 3, notes=len(q.notes)))
     return out
 
 def _group_rows(centers):
-    return [dict(center=c['center'] if i == 0 else '', first=i == 0, group=f'{g["by"]}: {g["group"]}', n_patients=g['n_all_patients'], n=g['n'], n_pos=g['n_pos'], values=[_value(g, k, 2) for k in ('weighted_f1', 'sensitivity', 'specificity')], mae=_value(g, 'mae', 1)[0])
-            for c in centers for i, g in enumerate(c.get('subgroups', []))]
+    return [dict(center=c.center if i == 0 else '', first=i == 0, group=f'{g["by"]}: {g["group"]}', n_patients=g['n_all_patients'], n=g['n'], n_pos=g['n_pos'], values=[_value(g, k, 2) for k in ('weighted_f1', 'sensitivity', 'specificity')], mae=_value(g, 'mae', 1)[0])
+            for c in centers for i, g in enumerate(c.subgroups)]
 
 # %% ../../nbs/pages/01_study.ipynb #c008
 def _add(out, alt, plot, size, wide=False):
@@ -116,7 +117,7 @@ def _cell_figures(cells, vocabulary):
     _add(out, 'Calibration of the CBLC probability over matched cells.',
          lambda ax: plot_calibration(vocabulary.is_cblc(c.code).to_numpy(bool), c.p_cblc, ax), (3.6, 3.6))
     _add(out, 'Confusion of categories over matched cells, rows in percent.',
-         lambda ax: plot_confusion(vocabulary.category_of(c.code), c.category, ax), (6.2, 6.2), 'tall')
+         lambda ax: plot_confusion(vocabulary.category_of(c.code), c.category, vocabulary.categories, ax), (6.2, 6.2), 'tall')
     return out
 
 def _forests(table, pooled):
@@ -128,12 +129,12 @@ def _forests(table, pooled):
 
 # %% ../../nbs/pages/01_study.ipynb #c010
 def _counts_and_flow(centers, links):
-    n = {f'n_{k}': sum(int(c.get(v) or 0) for c in centers)
+    n = {f'n_{k}': sum(int(getattr(c, v) or 0) for c in centers)
          for k, v in (('patients', 'n_patients'), ('images', 'n_images'), ('cells', 'n_counted'))}
-    found = [dict(center=c['center'], **{k: _value(c['detection'], k)[0] for k in ('recall', 'precision', 'pq')}, **{k: c['detection'].get(k, 0) for k in ('n_expert', 'n_predicted')}) for c in centers if c.get('detection')]
-    return dict(n, centers=[{**c, 'link': links.get(c['center'])} for c in centers], detection=found)
+    found = [dict(center=c.center, **{k: _value(c.detection, k)[0] for k in ('recall', 'precision', 'pq')}, **{k: c.detection.get(k, 0) for k in ('n_expert', 'n_predicted')}) for c in centers if c.detection]
+    return dict(n, centers=[{**vars(c), 'link': links.get(c.center)} for c in centers], detection=found)
 
-def study_report(centers,              # list of what `center.json` holds, in the order to show
+def study_report(centers,              # `CenterResult`s, in the order to show
                  patients=None,        # pooled patient tables with `center`, for figures
                  cells=None,           # pooled classified cells with `code` and `center`, for figures
                  bundle_meta=None, model_id='', out='report.html', title='External validation',
@@ -141,15 +142,15 @@ def study_report(centers,              # list of what `center.json` holds, in th
                  warnings=(), vocabulary=VOCABULARY
                 )->Path:
     "Write the page of a study over centers"
-    table = table_of(centers); pooled = pool_centers(table); names, drifts = _drift_rows(drift(table))
-    outer = [c['center'] for c in centers if c['role'] == 'external']
-    key = 'truth' if any((c['patients'].get('n_truth') or 0) > 0 for c in centers) else 'expert'
+    table = tabulate_centers(centers); pooled = pool_centers(table); names, drifts = _drift_rows(drift(table))
+    outer = [c.center for c in centers if c.role == 'external']
+    key = 'truth' if any((c.patients.get('n_truth') or 0) > 0 for c in centers) else 'expert'
     def outside(t): return t[t.center.isin(outer)] if outer and 'center' in t else t
-    frozen = next((t for c in centers for t in [threshold_of(c.get('frozen') or {})] if t and t['threshold'] == t['threshold']), None)
+    frozen = next((c.frozen.patient_threshold for c in centers if c.frozen.patient_threshold), None)
     figures = [*(_ratio_figures(outside(patients)) + _diagnosis_figures(outside(patients), frozen, not outer) if patients is not None and len(patients) else []), *(_cell_figures(outside(cells), vocabulary) if cells is not None and len(cells) else [])]
-    said = list(dict.fromkeys([*warnings, *(f'{c["center"]}: {w}' for c in centers for w in c.get('warnings', []))]))
+    said = list(dict.fromkeys([*warnings, *(f'{c.center}: {w}' for c in centers for w in c.warnings)]))
     return _write(out, _render('study.html', title=title, model_id=model_id, warnings=said, cell_metrics=list(CELL_METRICS.values()), cell_rows=_cell_rows(centers), threshold=f'{_pct(frozen["threshold"])} %' if frozen else None,
         patient_metrics=['AUC', 'sensitivity', 'specificity', 'Spearman', 'Pearson', 'Spearman, blasts in the file', "Lin's concordance, the same"], patient_rows=_patient_rows(centers, key), truth_name='true ratio' if key == 'truth' else 'experts\' own ratio',
         method_metrics=[*list(PATIENT_METRICS.values())[:4], 'Spearman', *list(PATIENT_METRICS.values())[4:]], method_rows=_method_rows(centers, key), pooled=_pooled_rows(pooled) if len(pooled) else [], forests=_forests(table, pooled),
-        drift_centers=names, drift=drifts, stain=_stain_rows(centers), groups=_group_rows(centers), figures=figures, pooled_over=', '.join(outer or [c['center'] for c in centers]),
+        drift_centers=names, drift=drifts, stain=_stain_rows(centers), groups=_group_rows(centers), figures=figures, pooled_over=', '.join(outer or [c.center for c in centers]),
         checklist=fill_checklist(facts(centers, pooled)).to_dict('records'), model=_model_rows(bundle_meta), limits=LIMITS, **_counts_and_flow(centers, links or {})))
