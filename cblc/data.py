@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VOCABULARY_COLUMNS', 'VOCABULARY', 'TRAIN_AND_VALID', 'Vocabulary', 'Cohort', 'read_table', 'read_cohort_toml',
-           'cohort_vocabulary', 'read_cohort', 'write_cohort', 'split_patients', 'assert_disjoint']
+           'cohort_vocabulary', 'read_cohort', 'write_cohort', 'split_patients', 'assert_disjoint', 'need_columns',
+           'main_only']
 
 # %% ../nbs/00_data.ipynb #c002
 import io
@@ -419,3 +420,31 @@ def assert_disjoint(
         sides = ' and '.join(map(str, leaks.iloc[0]))
         problem = f'patient {leaks.index[0]} is in splits {sides} ({len(leaks)} such patients)'
         raise InputError(problem, 'split by patient with split_patients')
+
+# %% ../nbs/00_data.ipynb #m001
+def need_columns(
+    table: pd.DataFrame,    # a cells table
+    columns,                # names it must have
+    what: str,              # what they are needed for, in the error
+):
+    "Refuse a cells table that lacks a column, by an InputError that names it"
+    missing = [column for column in columns if column not in table]
+    if missing:
+        hint = 'classify the cells first (expert cells: `from_codes`)'
+        if missing == ['counted']:
+            hint = 'mark the cells first with `mark_counted` (expert cells: `from_codes`)'
+        raise InputError(f'the cells table for {what} has no column {", ".join(missing)}', hint)
+
+def main_only(
+    table: pd.DataFrame,    # cells or patients with `center`
+    main_centers,           # names of the main centers
+    what: str,              # what is to be fitted, in the error
+):
+    "Refuse a table that is empty or holds anything but the main cohort, by an InputError"
+    main = [str(center) for center in main_centers]
+    foreign = sorted(set(table.center.astype(str)) - set(main))
+    if foreign:
+        problem = f'{what} would be fitted on {", ".join(foreign)}, not among the main centers {", ".join(main)}'
+        raise InputError(problem, 'pass cells of the main cohort only')
+    if not len(table):
+        raise InputError(f'{what}: nothing to fit on in the main centers', 'pass a cohort with a main center')

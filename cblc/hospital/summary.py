@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import special, stats
 from ..core.run import MANIFEST
 from .judge import CenterResult
-from ..patient import _axis
+from ..core.measures import axes_for
 
 # %% ../../nbs/hospital/04_summary.ipynb #c006
 def read_centers(
@@ -276,7 +276,7 @@ def plot_forest(
         together = pooled.loc[key]
         bars += _pooled_bars(together)
         title = f'{figure.name}; Q={together.q:.1f} (p={together.p:.2g}), I²={100*together.i2:.0f} %'
-    ax = _axis(ax, (5.4, .34*len(table) + 1.3))
+    ax = axes_for(ax, (5.4, .34*len(table) + 1.3))
     for i, bar in enumerate(bars):
         if not np.isnan(bar.low):
             ax.hlines(-i, bar.low, bar.high, color=bar.color, lw=1.6 if bar.marker else 4)

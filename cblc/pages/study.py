@@ -12,7 +12,8 @@ from ..data import VOCABULARY
 from .checklist import facts, fill_checklist
 from ..ratio.diagnosis import at_thresholds, decision_curve, plot_bland_altman, plot_decision, plot_diagnoses, plot_p_aml, plot_passing_bablok, plot_roc
 from ..hospital.judge import known_ratio
-from ..patient import plot_bands, plot_calibration, plot_confusion, plot_ratio_truth
+from ..core.measures import plot_calibration, plot_confusion
+from ..patient import plot_bands, plot_ratio_truth
 from ..ratio.prevalence import plot_corrected
 from .patient import LIMITS, _model_rows, _pct, _render, _write, figure_uri
 from ..hospital.summary import drift, plot_forest, pool_centers, tabulate_centers
@@ -116,7 +117,7 @@ def _cell_figures(cells, vocabulary):
     _add(out, 'Calibration of the CBLC probability over matched cells.',
          lambda ax: plot_calibration(vocabulary.is_cblc(c.code).to_numpy(bool), c.p_cblc, ax), (3.6, 3.6))
     _add(out, 'Confusion of categories over matched cells, rows in percent.',
-         lambda ax: plot_confusion(vocabulary.category_of(c.code), c.category, ax), (6.2, 6.2), 'tall')
+         lambda ax: plot_confusion(vocabulary.category_of(c.code), c.category, vocabulary.categories, ax), (6.2, 6.2), 'tall')
     return out
 
 def _forests(table, pooled):
