@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VOCABULARY_COLUMNS', 'VOCABULARY', 'Vocabulary', 'Cohort', 'read_table', 'read_cohort_toml', 'cohort_vocabulary',
-           'read_cohort', 'write_cohort', 'split_patients', 'assert_disjoint', 'BadImage', 'DISCLAIMER',
-           'IMAGE_SUFFIXES', 'image_paths', 'image_size', 'read_image', 'CELL_COLUMNS', 'FORMATS', 'UNLABELLED',
-           'annotation_shapes', 'image_table', 'mask_to_polygon', 'polygon_to_mask', 'read_annotations', 'read_cells',
+           'read_cohort', 'write_cohort', 'need_columns', 'main_only', 'split_patients', 'assert_disjoint', 'BadImage',
+           'DISCLAIMER', 'IMAGE_SUFFIXES', 'image_paths', 'image_size', 'read_image', 'CELL_COLUMNS', 'FORMATS',
+           'UNLABELLED', 'image_table', 'mask_to_polygon', 'polygon_to_mask', 'read_annotations', 'read_cells',
            'read_coco', 'read_geojson', 'read_labelme', 'read_masks', 'read_yolo_seg', 'sniff_format',
            'write_annotations', 'write_cells', 'write_coco', 'write_geojson', 'write_labelme', 'write_masks',
            'write_yolo_seg']
@@ -20,15 +20,17 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from .core.images import BadImage, IMAGE_SUFFIXES, image_paths, image_size, read_image
 from .core.contours import CELL_COLUMNS, mask_to_polygon, polygon_to_mask, read_cells, write_cells
-from .core.annotations import (FORMATS, UNLABELLED, annotation_shapes, image_table, read_annotations, read_coco, read_geojson, read_labelme, read_masks,
-    read_yolo_seg, shape_flaw, shape_polygon, sniff_format, write_annotations, write_coco, write_geojson, write_labelme, write_masks, write_yolo_seg)
+from .core.annotations import FORMATS, read_annotations, sniff_format, write_annotations
+from .core.outlines import UNLABELLED, image_table, read_labelme, write_labelme
+from .core.coco_yolo import read_coco, read_yolo_seg, write_coco, write_yolo_seg
+from .core.geojson_masks import read_geojson, read_masks, write_geojson, write_masks
 try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
 from .core.errors import DISCLAIMER, InputError
 
 # %% ../nbs/00_data.ipynb #c004
 _all_ = ['BadImage', 'DISCLAIMER', 'IMAGE_SUFFIXES', 'image_paths', 'image_size', 'read_image', 'CELL_COLUMNS', 'FORMATS', 'UNLABELLED',
-         'annotation_shapes', 'image_table', 'mask_to_polygon', 'polygon_to_mask', 'read_annotations', 'read_cells', 'read_coco', 'read_geojson',
+         'image_table', 'mask_to_polygon', 'polygon_to_mask', 'read_annotations', 'read_cells', 'read_coco', 'read_geojson',
          'read_labelme', 'read_masks', 'read_yolo_seg', 'sniff_format', 'write_annotations', 'write_cells', 'write_coco', 'write_geojson',
          'write_labelme', 'write_masks', 'write_yolo_seg']
 
@@ -286,6 +288,33 @@ def write_cohort(
     cohort.images.assign(path=paths).drop(columns='center', errors='ignore').to_csv(root/'images.csv', index=False)
     write_annotations(cohort.cells, root/'annotations', fmt, cohort.images)
     return read_cohort(root)
+
+# %% ../nbs/00_data.ipynb #m001
+def need_columns(
+    table: pd.DataFrame,     # a cells table
+    columns,                 # names it must have
+    what: str,               # what they are needed for, in the error
+):                           # InputError names the columns that are missing
+    "Refuse a cells table that lacks a column"
+    missing = [c for c in columns if c not in table]
+    if missing:
+        hint = 'classify the cells first (expert cells: `from_codes`)'
+        if missing == ['counted']:
+            hint = 'mark the cells first with `mark_counted` (expert cells: `from_codes`)'
+        raise InputError(f'the cells table for {what} has no column {", ".join(missing)}', hint)
+
+def main_only(
+    table: pd.DataFrame,     # cells or patients with `center`
+    main_centers,            # names of the main centers
+    what: str,               # what is to be fitted, in the error
+):                           # InputError for a row of another center, and for an empty table
+    "Refuse a table that holds anything but the main cohort"
+    foreign = sorted(set(table.center.astype(str)) - {str(c) for c in main_centers})
+    if foreign:
+        raise InputError(f'{what} would be fitted on {", ".join(foreign)}, not among the main centers '
+                         f'{", ".join(map(str, main_centers))}', 'pass cells of the main cohort only')
+    if not len(table):
+        raise InputError(f'{what}: nothing to fit on in the main centers', 'pass a cohort with a main center')
 
 # %% ../nbs/00_data.ipynb #c030
 def split_patients(

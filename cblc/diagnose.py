@@ -14,7 +14,7 @@ from .core.bundle import read_bundle, shipped
 from .core.errors import InputError
 from .core.run import Run
 from .core.slides import SLIDE_SUFFIXES, slide_fields
-from .data import BadImage, image_paths
+from .data import VOCABULARY, BadImage, image_paths
 
 # %% ../nbs/07_diagnose.ipynb #c005
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _name_cells(pictures, patient, bundle, segmenter):
     images = pictures.images.assign(patient_id=patient, center='')
     scale = {'': pictures.um_per_px} if pictures.um_per_px else None
     cells, crops, unreadable = classify_images(
-        images, Segmenter.load(segmenter or None), Classifier.load(bundle), um_per_px=scale)
+        images, Segmenter.load(segmenter or None), Classifier.load(bundle), um_per_px=scale, adapt=True)
     if len(unreadable) == len(images):
         raise InputError(unreadable[0])
     return images, cells, crops, unreadable
@@ -151,7 +151,8 @@ def diagnose(
     images, cells, crops, unreadable = _name_cells(pictures, patient, bundle, segmenter)
     warnings = _to_mind(run, [*pictures.problems, *unreadable], bundle.meta)
     n_read = len(images) - len(unreadable)
-    summary = summarize_patient(cells, patient, n_images=n_read, model=bundle.id, warnings=warnings)
+    summary = summarize_patient(cells, patient, n_images=n_read, model=bundle.id, warnings=warnings,
+                                vocabulary=VOCABULARY)
     corrected, course, notes = _correction(cells, images, bundle.meta)
     summary = {**summary, **corrected, 'warnings': [*summary['warnings'], *notes]}
     write_patient(summary, cells, images, run.folder, crops, bundle.meta, serial=course)

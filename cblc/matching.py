@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'clean_polygons', 'overlaps', 'Match', 'match', 'match_cells', 'plot_match', 'detection_scores',
-           'precision_recall', 'average_precision', 'splits_merges', 'exact_interval', 'recall_by_code']
+           'precision_recall', 'average_precision', 'splits_merges', 'recall_by_code']
 
 # %% ../nbs/02_matching.ipynb #c003
 from typing import NamedTuple
@@ -12,8 +12,8 @@ import numpy as np, pandas as pd, shapely
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.special import betaincinv
 from .core.errors import InputError
+from .core.measures import exact_interval
 
 # %% ../nbs/02_matching.ipynb #c006
 def _largest(geom):
@@ -312,19 +312,6 @@ def splits_merges(
     return pd.DataFrame(found, columns=['kind', 'image_id', 'cell_id', 'parts', 'n_parts'])
 
 # %% ../nbs/02_matching.ipynb #c052
-def exact_interval(
-    k,          # successes, scalar or array
-    n,          # trials, scalar or array
-    level=0.95, # confidence level, 0-1
-)->tuple: # low, high; NaN where n is 0
-    "Bound a proportion by Clopper and Pearson's exact binomial interval"
-    k, n = np.asarray(k, float), np.asarray(n, float)
-    if ((k < 0) | (k > n)).any(): raise InputError(f'k={k} of n={n}: successes lie between 0 and the number of trials')
-    with np.errstate(invalid='ignore'):
-        low = np.where(k == 0, 0., betaincinv(np.maximum(k, 1e-9), n - k + 1, (1 - level)/2))
-        high = np.where(k == n, 1., betaincinv(k + 1, np.maximum(n - k, 1e-9), (1 + level)/2))
-    return np.where(n > 0, low, np.nan)[()], np.where(n > 0, high, np.nan)[()]
-
 def recall_by_code(
     expert,         # cells table with `code`, or one already matched (with match_id) when `predicted` is None
     predicted=None, # cells table from the segmenter

@@ -9,13 +9,14 @@ __all__ = ['make_scheduler', 'to_unit', 'to_bytes', 'Noise', 'Denoiser', 'Denois
 # %% ../../nbs/diffusion/00_denoiser.ipynb #c002
 import math, time
 import numpy as np, torch
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from torch import nn
 from torch.nn import functional as F
 from ..learn.augment import Augment, CropBatches
 from ..core.engine import progress_bar
-from ..learn.training import fit_device, load_tensors, optimizer_state, own_seed, run_key, save_tensors
+from ..learn.checkpoint import load_tensors, optimizer_state, own_seed, run_key, save_tensors
+from ..learn.training import fit_device
 from ..core.errors import InputError
 
 # %% ../../nbs/diffusion/00_denoiser.ipynb #c005
@@ -158,7 +159,7 @@ def halving(run, n:int)->int: # run(slice); the size of a part that fitted
 # %% ../../nbs/diffusion/00_denoiser.ipynb #c014
 class _Trainer: # the state of a training, and one step of it
     def __init__(self, net, s):
-        self.s, (self.device, self.mixed) = s, fit_device(s)
+        self.s, (self.device, self.mixed) = s, fit_device(s.device, s.precision)
         self.net = net.to(self.device, memory_format=torch.channels_last).train(); self.noise = Noise(self.device)
         self.opt = torch.optim.AdamW(net.parameters(), lr=s.lr, weight_decay=s.weight_decay, betas=(.9, .99))
         self.mean = {k: v.detach().clone() for k, v in net.state_dict().items()}; self.losses = []
@@ -191,7 +192,7 @@ class _Trainer: # the state of a training, and one step of it
 
 # %% ../../nbs/diffusion/00_denoiser.ipynb #c015
 def _run(job, crops, classes, path, every, call): # all steps, or those that are left
-    s, net = job.s, job.net; key, saved = path and run_key(s, crops, classes), time.time()
+    s, net = job.s, job.net; key, saved = path and run_key(asdict(s) | dict(threads=None), crops, classes), time.time()
     dl = CropBatches(crops, np.eye(net.n_classes, dtype=bool)[classes], min(s.batch, len(crops)),
                      Augment(spin=s.spin, zoom=s.zoom, resample=s.resample, stain=s.stain), s.balance, s.seed, job.device)
     i = job.load(path, key) if path else 0; bar = progress_bar(None, 'denoiser', s.steps); bar.update(i)
@@ -215,7 +216,7 @@ def fit_denoiser(crops, classes, # n x S x S x 3 uint8; n indices 0...
     "Train a denoiser, or go on where that was stopped"
     s, path = settings, out and Path(out)/'checkpoint.safetensors'
     if path: path.parent.mkdir(parents=True, exist_ok=True)
-    with own_seed(s):
+    with own_seed(s.seed, s.threads):
         job = _Trainer(Denoiser(n_classes, s.size, s.widths, s.layers, s.fold, s.heads), s)
         _run(job, crops, np.asarray(classes, np.int64), path, every, call)
     job.net.load_state_dict(job.mean)

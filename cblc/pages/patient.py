@@ -13,7 +13,7 @@ from pathlib import Path
 import cblc
 from ..data import VOCABULARY, read_image, write_cells, write_geojson, BadImage
 from ..core.run import write_json
-from ..patient import BAND_COLORS, BANDS, CATEGORY_COLORS, GENETICS_NOTE, THRESHOLDS, CountSettings, count_cells, countable, lineages, review
+from ..patient import BAND_COLORS, BANDS, CATEGORY_COLORS, GENETICS_NOTE, THRESHOLDS, CountSettings, count_cells, counted_cells, lineages, review
 from ..ratio.serial import plot_serial
 from ..core.errors import DISCLAIMER, InputError
 
@@ -65,12 +65,12 @@ def certainty(cells)->pd.Series:   # largest p_<category> of each cell, 0-1; NaN
 def gallery(cells,               # classified cells table
             crops,               # n x size x size x 3 uint8, in the rows' order
             cap=24,              # shown a category
-            settings=CountSettings(), vocabulary=VOCABULARY
+            vocabulary=VOCABULARY
            )->list:              # one dict a category that has cells: category, meaning, color, n, shown, cells
     "Choose and encode the cells to show, grouped by category, least certain first"
     if len(crops) != len(cells):
         raise InputError(f'{len(crops)} crops for {len(cells)} cells: pass the crops of this very table, in its order')
-    keep, p, look, out = countable(cells, settings).to_numpy(), certainty(cells).to_numpy(), review(cells, settings).to_numpy(), []
+    keep, p, look, out = cells.counted.to_numpy(bool), certainty(cells).to_numpy(), review(cells).to_numpy(), []
     for cat in vocabulary.categories:
         rows = np.flatnonzero(keep & (cells.category == cat).to_numpy()); rows = rows[np.argsort(p[rows], kind='stable')]
         if not len(rows): continue
@@ -93,13 +93,12 @@ def _fit(image, side):
 # %% ../../nbs/pages/00_patient.ipynb #c018
 def draw_contours(image,           # H x W x 3 uint8
                   cells,           # classified cells of this image, contours in full-resolution px
-                  side=1000,       # longest side of the result, px
-                  settings=CountSettings()
+                  side=1000        # longest side of the result, px
                  )->np.ndarray:    # h x w x 3 uint8
     "Draw every cell's contour on a smaller copy of the field, coloured by category, CBLC thick"
     import cv2
     small = np.array(_fit(image, side)); sx, sy = small.shape[1]/image.shape[1], small.shape[0]/image.shape[0]
-    lw = max(1, round(min(small.shape[:2])/400)); keep = countable(cells, settings).to_numpy() if len(cells) else []
+    lw = max(1, round(min(small.shape[:2])/400)); keep = cells.counted.to_numpy(bool)
     for g, cat, cblc, k in zip(cells.polygon, cells.category, cells.cblc, keep):
         xy = np.round(np.asarray(g.exterior.coords)*(sx, sy)*16 - 8).astype(np.int32)
         color = CATEGORY_COLORS.get(cat, '#6f6f6f') if k else '#9a9a9a'
@@ -119,16 +118,16 @@ def _image_of(images, image_id):
     try: return read_image(x)
     except BadImage: return None                     # named in the summary's warnings by whoever found the cells
 
-def _fields(cells, images, cap, side, settings):
+def _fields(cells, images, cap, side):
     "Encode the fields with the most CBLC"
     ids = list(images.image_id) if isinstance(images, pd.DataFrame) else list(images)
-    n = cells[countable(cells, settings)].groupby('image_id').cblc.agg(['size', 'sum']).reindex(ids, fill_value=0)
+    n = counted_cells(cells).groupby('image_id').cblc.agg(['size', 'sum']).reindex(ids, fill_value=0)
     out = []
     for iid, r in n.sort_values(['sum', 'size'], ascending=False, kind='stable').iterrows():
         if len(out) == cap: break
         im = _image_of(images, iid)
         if im is None: continue
-        d = draw_contours(im, cells[cells.image_id == iid], side, settings)
+        d = draw_contours(im, cells[cells.image_id == iid], side)
         said = f'{iid}: {int(r["size"])} cells counted, {int(r["sum"])} of them CBLC'
         out.append(dict(uri=data_uri(d, 74), alt=f'field {said}, contours drawn', caption=said, w=d.shape[1], h=d.shape[0]))
     return out, len(ids)
@@ -141,9 +140,9 @@ LIMITS = ('The program counts what lies in the pictures it was given. Whether th
 
 def _pct(x, digits=1): return f'{100*x:.{digits}f}' if x is not None and x == x else '–'
 
-def _count_rows(cells, settings, vocabulary):
+def _count_rows(cells, vocabulary):
     "Lay the counts out by lineage and category"
-    n = count_cells(cells, settings=settings, vocabulary=vocabulary); c = cells[countable(cells, settings)]
+    n = count_cells(cells, vocabulary=vocabulary); c = counted_cells(cells)
     cb = c[c.cblc.astype(bool)].category.value_counts(); total, top = max(int(n.sum()), 1), max(int(n.max()), 1)
     holds = set(vocabulary.table.category[vocabulary.table.cblc]); groups = []
     for lin, cats in lineages(vocabulary).groupby(lineages(vocabulary), sort=False):
@@ -195,17 +194,17 @@ def patient_report(summary,            # from `summarize_patient`
                    max_per_category=24, max_fields=8, field_side=900,
                    files='',           # what lies beside the page, in words
                    serial=None,        # from `serial_table`, where the patient has smears of several dates
-                   settings=CountSettings(), vocabulary=VOCABULARY
+                   vocabulary=VOCABULARY
                   )->Path:
     "Write the page of one patient"
     from markupsafe import Markup
     s, (low, high) = summary, summary['cblc_interval']
     color = dict(zip(BANDS, BAND_COLORS)).get(s['band'], '#eee')
-    fields, n_fields = _fields(cells, images, max_fields, field_side, settings)
+    fields, n_fields = _fields(cells, images, max_fields, field_side)
     over = figure_uri(plot_serial(serial).figure) if serial is not None and len(serial) > 1 else ''
     return _write(out, _render('patient.html', s=s, ratio=_pct(s['cblc_ratio']), low=_pct(low), high=_pct(high), band_color=color, bar=Markup(ratio_bar(s['cblc_ratio'], low, high)),
-        stats=_stats(s), lineages=_count_rows(cells, settings, vocabulary), gallery=gallery(cells, crops, max_per_category, settings, vocabulary) if crops is not None else [],
-        cap=max_per_category, review_below=settings.review_below, fields=fields, n_fields=n_fields, key=[(c, CATEGORY_COLORS.get(c, '#6f6f6f')) for c in vocabulary.categories if c in set(cells.category)],
+        stats=_stats(s), lineages=_count_rows(cells, vocabulary), gallery=gallery(cells, crops, max_per_category, vocabulary) if crops is not None else [],
+        cap=max_per_category, review_below=CountSettings.review_below, fields=fields, n_fields=n_fields, key=[(c, CATEGORY_COLORS.get(c, '#6f6f6f')) for c in vocabulary.categories if c in set(cells.category)],
         model=_model_rows(bundle_meta), limits=LIMITS, files=files, serial=over))
 
 # %% ../../nbs/pages/00_patient.ipynb #c033
@@ -213,7 +212,7 @@ def write_summary(summary, path)->Path:
     "Write a summary as JSON"
     return write_json(path, summary, indent=2)
 
-def write_patient(summary, cells, images, out, crops=None, bundle_meta=None, settings=CountSettings(), serial=None, **kw)->dict:  # name -> path
+def write_patient(summary, cells, images, out, crops=None, bundle_meta=None, serial=None, **kw)->dict:  # name -> path
     "Write a patient's folder: summary.json, cells.parquet, cells.geojson, report.html, and smears.csv where there are several dates"
     out = Path(out)
     files = dict(summary=write_summary(summary, out/'summary.json'), cells=Path(write_cells(cells, out/'cells.parquet')),
@@ -223,4 +222,4 @@ def write_patient(summary, cells, images, out, crops=None, bundle_meta=None, set
         serial.to_csv(out/'smears.csv')
         files['smears'] = out/'smears.csv'
         beside += ', smears.csv (a row a date)'
-    return files | dict(report=patient_report(summary, cells, images, crops, bundle_meta, out/'report.html', files=beside, settings=settings, serial=serial, **kw))
+    return files | dict(report=patient_report(summary, cells, images, crops, bundle_meta, out/'report.html', files=beside, serial=serial, **kw))

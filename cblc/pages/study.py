@@ -12,10 +12,11 @@ from ..data import VOCABULARY
 from .checklist import facts, fill_checklist
 from ..ratio.diagnosis import at_thresholds, decision_curve, plot_bland_altman, plot_decision, plot_diagnoses, plot_p_aml, plot_passing_bablok, plot_roc
 from ..hospital.judge import known_ratio
-from ..patient import plot_bands, plot_calibration, plot_confusion, plot_ratio_truth
+from ..core.measures import plot_calibration, plot_confusion
+from ..patient import plot_bands, plot_ratio_truth
 from ..ratio.prevalence import plot_corrected
 from .patient import LIMITS, _model_rows, _pct, _render, _write, figure_uri
-from ..hospital.summary import drift, plot_forest, pool_centers, table_of
+from ..hospital.summary import drift, plot_forest, pool_centers, tabulate_centers
 
 # %% ../../nbs/pages/01_study.ipynb #c006
 CELL_METRICS = dict(weighted_f1='weighted F1', sensitivity='sensitivity', specificity='specificity',
@@ -116,7 +117,7 @@ def _cell_figures(cells, vocabulary):
     _add(out, 'Calibration of the CBLC probability over matched cells.',
          lambda ax: plot_calibration(vocabulary.is_cblc(c.code).to_numpy(bool), c.p_cblc, ax), (3.6, 3.6))
     _add(out, 'Confusion of categories over matched cells, rows in percent.',
-         lambda ax: plot_confusion(vocabulary.category_of(c.code), c.category, ax), (6.2, 6.2), 'tall')
+         lambda ax: plot_confusion(vocabulary.category_of(c.code), c.category, vocabulary.categories, ax), (6.2, 6.2), 'tall')
     return out
 
 def _forests(table, pooled):
@@ -141,7 +142,7 @@ def study_report(centers,              # `CenterResult`s, in the order to show
                  warnings=(), vocabulary=VOCABULARY
                 )->Path:
     "Write the page of a study over centers"
-    table = table_of(centers); pooled = pool_centers(table); names, drifts = _drift_rows(drift(table))
+    table = tabulate_centers(centers); pooled = pool_centers(table); names, drifts = _drift_rows(drift(table))
     outer = [c.center for c in centers if c.role == 'external']
     key = 'truth' if any((c.patients.get('n_truth') or 0) > 0 for c in centers) else 'expert'
     def outside(t): return t[t.center.isin(outer)] if outer and 'center' in t else t

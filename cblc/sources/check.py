@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
 from shapely.validation import explain_validity
-from ..core.annotations import annotation_shapes, shape_flaw, shape_polygon, sniff_format
+from ..core.annotations import annotation_outlines, sniff_format
 from ..core.images import BadImage, read_image
 from ..data import VOCABULARY, cohort_vocabulary, read_cohort_toml, read_table
 
@@ -96,8 +96,8 @@ def _shape_faults(shapes, images, sizes, vocabulary, root):
             yield Fault(*at, f'code {s.code!r} is not in the vocabulary', f'use one of {" ".join(vocabulary.codes)}')
         if s.cell_id and seen.setdefault(s.cell_id, at) != at:
             yield Fault(*at, f'cell_id {s.cell_id} stands already in {seen[s.cell_id][0]}', 'give every cell its own id')
-        if flaw := shape_flaw(s): yield Fault(*at, flaw, 'draw the contour again as a polygon'); continue
-        p = shape_polygon(s)
+        if flaw := s.flaw: yield Fault(*at, flaw, 'draw the contour again as a polygon'); continue
+        p = s.polygon
         if not p.is_valid:
             yield Fault(*at, f'the contour crosses or touches itself ({explain_validity(p)})', 'draw it again without a loop')
         if hasattr(p, 'geoms'): yield Fault(*at, f'the contour has {len(p.geoms)} parts', 'keep one outline a cell')
@@ -119,7 +119,7 @@ def _annotation_faults(root, meta, images, sizes, vocabulary):
     for f in sorted(p for p in folder.rglob('*') if p.suffix in ('.json', '.geojson')) if one_by_one else [folder]:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')       # each becomes a fault below
-            shapes = fmt and _read_or_fault(lambda: annotation_shapes(f, known, fmt), faults, str(f.relative_to(root)))
+            shapes = fmt and _read_or_fault(lambda: annotation_outlines(f, known, fmt), faults, str(f.relative_to(root)))
         if one_by_one and not shapes and f.stem not in set(images.image_id):
             faults.append(Fault(str(f.relative_to(root)), '', f'image {f.stem} is not in images.csv', 'list the image or remove the annotation'))
         faults += _shape_faults(shapes or [], images, sizes, vocabulary, root)

@@ -9,7 +9,8 @@ __all__ = ['convert']
 import warnings
 from pathlib import Path
 import pandas as pd
-from ..core.annotations import FORMATS, image_table, read_annotations, write_annotations
+from ..core.annotations import FORMATS, read_annotations, write_annotations
+from ..core.outlines import image_table
 from ..core.errors import InputError
 from ..data import Cohort, read_cohort, write_cohort
 
