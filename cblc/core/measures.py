@@ -331,7 +331,8 @@ def cell_scores(
     ranks = pd.factorize(p, sort=True)[0]
     figures = _figures(np.ones(n_patients), *sums, _ranked_auc(ranks, truth, weights))
     draws = _bootstrap(ranks, truth, weights, patient, sums, n_boot, seed)
-    return _flat_row(figures, draws, probability, level) | dict(n=len(truth), n_pos=int(truth.sum()), n_patients=int(n_patients))
+    counts = dict(n=len(truth), n_pos=int(truth.sum()), n_patients=int(n_patients))
+    return _flat_row(figures, draws, probability, level) | counts
 
 # %% ../../nbs/core/07_measures.ipynb #c044
 def plot_confusion(
