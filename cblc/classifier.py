@@ -16,12 +16,12 @@ from .cells.singles import as_crops
 from .core.bundle import read_bundle, shipped, write_bundle
 from .data import VOCABULARY, Vocabulary
 from .core.engine import compact_onnx, open_engine, run_batches
-from .learn.leaves import Leaves, allowed_leaves, fit_temperature, fit_weights, fold_cells, leaf_scores, leaf_shares, leaf_table, make_leaves, softmax, split_cells
+from .learn.leaves import Leaves, allowed_leaves, fit_temperature, fit_weights, leaf_scores, leaf_shares, leaf_table, make_leaves, to_probabilities
 from .learn.losses import LeafLoss
 from .learn.network import CellNet, Ensemble, adapt_norm, blank_head, make_body
 from .learn.checkpoint import Checkpoint, own_seed, run_key
 from .learn.settings import FitSettings, fit_settings
-from .learn.stages import hold_out, stage_cells
+from .learn.stages import fold_cells, hold_out, stage_cells
 from .learn.training import fit_stage
 from .core.errors import InputError
 
@@ -72,14 +72,14 @@ class Classifier:
     def probabilities(self, crops, **kw)->np.ndarray: # n x leaves
         "Run the network and calibrate"
         if not len(crops): return np.zeros((0, len(self.leaves.names)))
-        return self.combine(softmax(self.logits(crops, **kw), self.temperature), self.appearance_probabilities(crops))
+        return self.combine(to_probabilities(self.logits(crops, **kw), self.temperature), self.appearance_probabilities(crops))
 
     def appearance_probabilities(self, crops)->np.ndarray: # n x leaves; 0 where the appearance has no say
         "Say what the cells' appearance alone makes of them"
         return self.appearance.probabilities(as_crops(crops, self.size)) if self.appearance_weight else 0.
     def combine(self, p, q)->np.ndarray: # n x leaves, of the network and of the appearance
         "Make one word of the two"
-        with np.errstate(divide='ignore'): return softmax(np.log((1-self.appearance_weight)*p + self.appearance_weight*q), self.joint_temperature) if self.appearance_weight else p
+        with np.errstate(divide='ignore'): return to_probabilities(np.log((1-self.appearance_weight)*p + self.appearance_weight*q), self.joint_temperature) if self.appearance_weight else p
 
     def predict(self, crops, **kw)->pd.DataFrame: # see `cblc.learn.leaves.leaf_table`
         "Classify crops"
@@ -139,8 +139,8 @@ def _told(stages, curves, s): # a line on each stage
 def _calibrate(clf, valid): # temperature and figures by the validation cells, the calibration error before the temperature beside the one after
     z = clf.logits(valid.crops, adapt=True, progress=False); clf.temperature = fit_temperature(z, valid.allowed)
     q = clf.appearance_probabilities(valid.crops)
-    if clf.appearance_weight: clf.joint_temperature = fit_temperature(np.log(clf.combine(softmax(z, clf.temperature), q).clip(1e-12)), valid.allowed)
-    before, after = (leaf_scores(clf.combine(softmax(z, t), q), valid.allowed, clf.leaves, clf.threshold) for t in (1., clf.temperature))
+    if clf.appearance_weight: clf.joint_temperature = fit_temperature(np.log(clf.combine(to_probabilities(z, clf.temperature), q).clip(1e-12)), valid.allowed)
+    before, after = (leaf_scores(clf.combine(to_probabilities(z, t), q), valid.allowed, clf.leaves, clf.threshold) for t in (1., clf.temperature))
     clf.metrics = {f'{k}_after' if k.endswith('ece') else k: v for k, v in after.items()} | {f'{k}_before': v for k, v in before.items() if k.endswith('ece')}
     return clf
 
@@ -190,7 +190,7 @@ def fit_classifier(crops, # n x S x S x 3 uint8 of the first stage (expert conto
     "Train a classifier in one or two stages, or go on where that was stopped"
     s, notes = settings, []
     parts = [(crops, labels, patient_ids)] + [(*p, None)[:3] for p in (second_stage, valid) if p is not None]
-    leaves = make_leaves(pd.concat([pd.Series(p[1], dtype=object) for p in parts]), vocabulary)
+    leaves = make_leaves(pd.concat([pd.Series(p[1], dtype=object) for p in parts]), vocabulary=vocabulary)
     names = ['stage 1'] + ['stage 2']*(second_stage is not None) + ['validation']*(valid is not None)
     parts = [stage_cells(*p, leaves, vocabulary=vocabulary, size=s.run.size, what=w) for p, w in zip(parts, names)]
     stages, valid = (parts[:-1], parts[-1]) if valid is not None else (parts, None)
@@ -292,7 +292,7 @@ def load_classifier(bundle=None, # a bundle's folder; None: the one that came wi
                    )->Classifier: # ValueError in one line where it isn't a classifier's bundle, or one of other labels
     "Read a classifier from a bundle; PyTorch runs nothing of it"
     b = read_bundle(bundle or shipped('classifier'), 'classifier'); m, leaves = b.meta, _bundle_leaves(b); s = m['settings']
-    if vocabulary is not None and leaves.names not in {make_leaves(x, vocabulary).names for x in ((), ('artefact',))}:
+    if vocabulary is not None and leaves.names not in {make_leaves(x, vocabulary=vocabulary).names for x in ((), ('artefact',))}:
         raise InputError(f"{b.path}: was trained with other labels ({', '.join(leaves.names[:8])}{', ...' if len(leaves.names) > 8 else ''}) than the vocabulary ({', '.join(vocabulary.codes[:8])}, ...); give a bundle trained with the vocabulary")
     look = Appearance.from_bytes(Path(b.file('appearance.safetensors')).read_bytes()) if s.get('look') else None
     return Classifier(leaves, m['input']['size'], open_engine(b.file('model.onnx'), backend, threads), m['temperature'], m.get('thresholds', {}).get('cblc', .5),

@@ -71,7 +71,7 @@ class DiffusionClassifier:
         return race(m, len(crops), len(self.leaves.names), self.bank, self.head_start(crops, m), alpha or self.alpha)
     def head_start(self, crops, meter=None)->np.ndarray: # n x classes: log likelihoods
         "Say what the look of crops tells of their class before the denoiser has run; see `Profile`"
-        return -self.profile.look.unlikely((meter or self.meter(crops)).look)
+        return -self.profile.look.negative_log_density((meter or self.meter(crops)).look)
     def runs(self, race)->np.ndarray: # n
         "Count the runs of the network that a race took"
         return race.looks if self.net.heads == 'all' else race.evaluations
@@ -158,7 +158,7 @@ def fit_diffusion(crops,            # n x S x S x 3 uint8, or a list of pictures
                  )->DiffusionClassifier: # ValueError in one line where cells, labels or settings are at fault
     "Train a diffusion classifier, or go on where that was stopped"
     s, notes = settings, []; parts = [(crops, labels, patient_ids)] + ([(*valid, None)[:3]] if valid is not None else [])
-    leaves = make_leaves(pd.concat([pd.Series(p[1], dtype=object) for p in parts]), vocabulary)
+    leaves = make_leaves(pd.concat([pd.Series(p[1], dtype=object) for p in parts]), vocabulary=vocabulary)
     parts = [stage_cells(*p, leaves, vocabulary=vocabulary, size=s.size, what=w) for p, w in zip(parts, ('training', 'validation'))]
     (train,), valid, how = hold_out(parts[:1], parts[1] if valid is not None else None, s.valid_fraction, s.seed)
     notes += [n for p in parts for n in p.notes] + [how]*bool(how)

@@ -96,7 +96,7 @@ class Profile:
         "Measure the negative log density under the nearest class, of 'both' descriptions, the 'look' or the 'errors'; or 'null'"
         if not len(look): return np.zeros(0)
         if kind == 'null': return ((np.log(np.maximum(errors[:, -1], 1e-9)) - self.usual[0])/self.usual[1]).mean(1)
-        parts = dict(look=lambda: self.look.unlikely(look), errors=lambda: self.errors.unlikely(error_profile(errors)))
+        parts = dict(look=lambda: self.look.negative_log_density(look), errors=lambda: self.errors.negative_log_density(error_profile(errors)))
         if kind not in (*parts, 'both'): raise InputError(f"kind={kind!r}: give 'both', 'look', 'errors' or 'null'")
         return sum(f() for k, f in parts.items() if kind in (k, 'both')).min(1)
     def anomaly(self, look, errors)->np.ndarray: # n, 0-1
