@@ -215,7 +215,7 @@ def _outside(run, root, cohort, external, segmenter, settings):
     said = [*said, *[f'{c}: failed, {p}' for c, p in problems.items()]]
     links = {c: f'external/{c}/05_external.html' for c in external if c in done}
     return study_report(read_centers(folder, done), patients, cells, b.meta, b.id, run.folder/'report.html',
-                        f'Study of {cohort.name}', links, said)
+                        f'Study of {cohort.name}', links, said, vocabulary=cohort.vocabulary)
 
 # %% ../nbs/06_study.ipynb #c014
 def run_demo(
