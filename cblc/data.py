@@ -444,7 +444,8 @@ def main_only(
     main = [str(center) for center in main_centers]
     foreign = sorted(set(table.center.astype(str)) - set(main))
     if foreign:
-        problem = f'{what} would be fitted on {", ".join(foreign)}, not among the main centers {", ".join(main)}'
-        raise InputError(problem, 'pass cells of the main cohort only')
+        problem = f'{what} would be fitted on {", ".join(foreign)}'
+        remedy = 'pass cells of the main cohort only'
+        raise InputError(f'{problem}, not among the main centers {", ".join(main)}', remedy)
     if not len(table):
         raise InputError(f'{what}: nothing to fit on in the main centers', 'pass a cohort with a main center')
