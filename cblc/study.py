@@ -16,10 +16,11 @@ import pandas as pd
 import cblc
 from .cells.crops import STANDARD, CropSettings
 from .core.bundle import read_bundle, shipped
+from .core.contours import read_cells, write_cells
 from .core.errors import DISCLAIMER, InputError
 from .core.measures import axes_for
 from .core.run import MANIFEST, Run, fingerprint, write_json, write_manifest
-from .data import Cohort, Vocabulary, read_cells, read_cohort, split_patients, write_cells
+from .data import Cohort, Vocabulary, read_cohort, split_patients
 from .learn.study_cells import StudyCells, cut_cells
 from .matching import match_cells
 from .patient import mark_counted, settle_artefacts
@@ -151,7 +152,7 @@ def fit_frozen(
     from cblc.hospital.frozen import Frozen, NaiveBaselines
     from cblc.hospital.judge import stain_rows
     from cblc.ratio.patients import count_fields
-    from cblc.ratio.prevalence import fit_clustering
+    from cblc.ratio.calls import fit_clustering
     fitted, failed = {}, []
     for name, (what, fit) in _fits(cohort, cells, images).items():
         try:
