@@ -74,7 +74,8 @@ def _freeze_study(cohort, cells, seen, out):
     from cblc.hospital.centers import spread
     from cblc.ratio.diagnosis import fit_diagnosis
     from cblc.ratio.patients import count_fields, patient_table
-    from cblc.ratio.prevalence import fit_clustering, validate
+    from cblc.ratio.calls import fit_clustering
+    from cblc.ratio.prevalence import validate
     from cblc.cells.stain import StainNormalizer, measure_stain
     main, failed = sorted(set(seen.center)), []; held = lambda t: t[t.patient_id.isin(cells.patient_id)]
     def tried(what, fit):
