@@ -22,7 +22,8 @@ import numpy as np, pandas as pd
 from cblc.data import VOCABULARY
 from cblc.ratio.coverage import coverage_table, judge, make_world, point_errors
 from cblc.ratio.patients import count_fields, patient_table
-from cblc.ratio.prevalence import Validation, correct_ratios
+from cblc.ratio.correction import correct_ratios
+from cblc.ratio.prevalence import Validation
 
 RATIOS = (.01, .03, .05, .10, .20, .40, .60)
 COLS = ['n', 'coverage', 'low', 'high', 'below', 'above', 'binomial', 'width', 'mae_raw', 'mae_corrected', 'mae_ratio']
