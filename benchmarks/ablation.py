@@ -55,11 +55,11 @@ def one(job):
     import torch
     from cblc.classifier import fit_classifier
     from cblc.study import SMEARS, _labelled, _train_labels
-    from cblc.learn.training import FitSettings
+    from cblc.learn.settings import fit_settings
     torch.set_num_threads(1); recipe, look, differs = ROWS[name]; x1, x2 = crops[look]
     e, f = _train_labels(expert), _train_labels(found, artefacts=True)
     # temperature and best epoch are the frozen network's
-    s = FitSettings(recipe=recipe, **dict(size=args.size, epochs=args.epochs, epochs2=args.epochs2, seed=args.seed, pretrained=False, threads=1, lr=args.lr, batch=32) | (SMEARS if recipe == 'cblc' else {}) | differs)
+    s = fit_settings(recipe=recipe, **dict(size=args.size, epochs=args.epochs, epochs2=args.epochs2, seed=args.seed, pretrained=False, threads=1, lr=args.lr, batch=32) | (SMEARS if recipe == 'cblc' else {}) | differs)
     take = lambda part: _labelled(f, x2, f.label.notna() & (f.split == part))
     t = time.time(); clf = fit_classifier(*_labelled(e, x1, e.label.notna()), settings=s, second_stage=take('train'), valid=take('valid'))
     used = dict(frozen=clf, adapted=replace(clf, adapt_bn=1.)) | ({'frozen, one look': replace(clf, views=1)} if name == 'cblc' else {})
@@ -70,7 +70,7 @@ def judge(clf, crops, cells, center):
     from cblc.data import VOCABULARY
     from cblc.patient import cell_scores
     here = (cells.center == center).to_numpy(); mine = here & cells.code.notna().to_numpy(); cells = cells[mine]
-    p = (clf.adapted(crops[here]) if clf.adapt_bn else clf).predict(crops[mine], show=False)
+    p = (clf.adapted(crops[here]) if clf.adapt_bn else clf).predict(crops[mine], progress=False)
     named = VOCABULARY.is_nucleated(cells.code).to_numpy(bool); truth = VOCABULARY.is_cblc(cells.code[named]).to_numpy(bool)
     return cell_scores(truth, p.p_cblc[named], p.cblc[named], cells.patient_id[named], n_boot=500, seed=0)
 

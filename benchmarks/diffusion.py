@@ -32,7 +32,7 @@ from cblc.sources.public import FINE_CLASSES, FIVE_CLASSES, split_by_name, publi
 from cblc.diffusion.racing import fit_bank
 from cblc.cells.singles import as_crops, read_singles
 from cblc.diffusion.student import Relay, fit_student
-from cblc.learn.training import FitSettings
+from cblc.learn.settings import fit_settings
 
 # the pictures
 
@@ -70,7 +70,7 @@ def diffusion_settings(a, **kw):
 def cnn_settings(a, like, **kw):
     "A classifier augmented as the diffusion model is."
     same = {k: getattr(like, k) for k in ('stain', 'zoom', 'spin', 'resample', 'balance')}
-    return FitSettings(**dict(recipe='plain', arch=a.arch, size=a.size, epochs=a.epochs, seed=like.seed, pretrained=False, device=a.device, threads=a.threads) | same | kw)
+    return fit_settings(**dict(recipe='plain', arch=a.arch, size=a.size, epochs=a.epochs, seed=like.seed, pretrained=False, device=a.device, threads=a.threads) | same | kw)
 
 def fit_cnn(x, y, valid, s, out=None):
     return fit_classifier(x, y.tolist(), settings=s, vocabulary=None, valid=(valid[0], valid[1].tolist(), None), out=out)
@@ -115,7 +115,7 @@ def compared(score, truth, said, n=2000): # said: name -> answers; the first is 
     v, draws = draws_of(score, truth, *said.values(), n=n); first, *_, last = said
     return [row(name, x, d) for name, x, d in zip(said, v, draws.T)] + [row(f'{first} less {last}', v[0]-v[-1], draws[:, 0]-draws[:, -1])]
 
-def names_of(model, x): return np.array(model.leaves.names)[model.probabilities(x, show=False).argmax(1)]
+def names_of(model, x): return np.array(model.leaves.names)[model.probabilities(x).argmax(1)]
 
 def by_look(d, x): return np.array(d.leaves.names)[d.head_start(x).argmax(1)] # without the denoiser
 
@@ -159,7 +159,7 @@ def low_data(a):
 def cnn_scores(c, x, train):
     "Anomaly scores of a discriminative network: probability, energy, distance of features to the classes' means (Mahalanobis, Lee et al. 2018)."
     from scipy.special import logsumexp
-    z, p, body = c.logits(x, show=False), c.probabilities(x, show=False), c.net.body.eval()
+    z, p, body = c.logits(x, progress=False), c.probabilities(x, progress=False), c.net.body.eval()
     def features(v):
         got = []
         with torch.inference_mode():
@@ -210,7 +210,7 @@ def shift(a):
     p = pbc_table(a, [k for k in FIVE_CLASSES if k.isupper()]); whole = lambda paths: as_crops([read_image(q) for q in paths], a.size)
     wx, wy, k = whole(p.path), p.label.map(FIVE_CLASSES).to_numpy(str), p.image_id.map(split_by_name).to_numpy()
     plain = fit_cnn(wx[k == 'train'], wy[k == 'train'], (wx[k == 'valid'], wy[k == 'valid']),
-                    FitSettings(recipe='plain', arch=a.arch, size=a.size, epochs=a.epochs, seed=a.seed, pretrained=False,
+                    fit_settings(recipe='plain', arch=a.arch, size=a.size, epochs=a.epochs, seed=a.seed, pretrained=False,
                                 device=a.device, threads=a.threads), kept(a, 'plain', a.arch))
     rows = compared(balanced_accuracy_score, fy,
                     {'diffusion': names_of(d, fx), 'look alone': by_look(d, fx),
@@ -234,9 +234,9 @@ def cost(a):
         race = m.race(x)
         ran[name] = names[race.winner], m.runs(race), time.time()-t
     student = fit_student(d, *train, (*valid, None), settings=cnn_settings(a, d.settings), out=kept(a, 'student', a.arch, len(train[0])))
-    student.probabilities(x[:64], show=False)
+    student.probabilities(x[:64], progress=False)
     t = time.time(); said = names_of(student, x); ran['student'] = said, np.zeros(len(x)), time.time()-t
-    t = time.time(); p = Relay(student, d).predict(x, show=False)
+    t = time.time(); p = Relay(student, d).predict(x)
     ran['student, then cblc'] = p.category.to_numpy(str), np.where(p.handed_over, ran['cblc'][1], 0), time.time()-t
     t = time.time(); e, trials = published_errors(d, x, a.seed, most=200 if a.quick else 2000)
     ran['cytodiffusion'] = names[e.argmin(1)], trials.max(1) if d.net.heads == 'all' else trials.sum(1), time.time()-t

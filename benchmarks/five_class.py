@@ -21,9 +21,9 @@ SOURCES = ('wbc_dataset1', 'wbc_dataset2', 'bcisc', 'pbc128')
 def read(pictures, size):
     "Both views of all pictures: as they are, and as cells found and lit."
     from cblc.cells.singles import read_singles, view_settings
-    from cblc.learn.training import RECIPES
+    from cblc.learn.settings import fit_settings
     views = {}
-    for found, how in ((False, size), (True, view_settings(RECIPES['cblc']['view'], size))):
+    for found, how in ((False, size), (True, view_settings(fit_settings('cblc').prediction.view, size))):
         crops, rows, cell, bad = read_singles(pictures.path, how, pictures.center)
         if bad: raise SystemExit('\n'.join(bad))
         views[found] = crops
@@ -35,12 +35,12 @@ def one(job):
     name, source, seed, args = job
     import torch
     from cblc.classifier import fit_classifier
-    from cblc.learn.training import FitSettings
+    from cblc.learn.settings import fit_settings
     torch.set_num_threads(1)
     recipe, found = PEERS[name]; out = (pictures.center == source).to_numpy(); crops = views[found]
-    s = FitSettings(recipe=recipe, size=args.size, epochs=args.epochs, seed=seed, pretrained=False, threads=1, lr=args.lr, batch=args.batch)
+    s = fit_settings(recipe=recipe, size=args.size, epochs=args.epochs, seed=seed, pretrained=False, threads=1, lr=args.lr, batch=args.batch)
     clf = fit_classifier(crops[~out], pictures.label[~out].tolist(), settings=s, vocabulary=None)
-    return name, source, seed, clf.predict(crops[out], show=False).category.to_numpy(str)
+    return name, source, seed, clf.predict(crops[out], adapt=True, progress=False).category.to_numpy(str)
 
 def weighted_f1(truth, said, at):
     "Weighted F1 (scikit-learn's) of each row of positions `at`, from counts."

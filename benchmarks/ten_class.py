@@ -16,7 +16,7 @@ if __name__ == '__main__':
     from cblc.core.engine import cores
     from cblc.sources.public import FINE_CLASSES, split_by_name, public_root, read_pbc
     from cblc.cells.singles import read_singles, view_settings
-    from cblc.learn.training import FitSettings
+    from cblc.learn.settings import fit_settings
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--recipe', default='home'); ap.add_argument('--view'); ap.add_argument('--out')
     ap.add_argument('--quick', action='store_true')
@@ -25,13 +25,13 @@ if __name__ == '__main__':
     if public_root() is None: raise SystemExit('no public images here; set CBLC_DATA to their folder (data/README.md)')
     cells = read_pbc()[0]; cells = cells[cells.label.isin(FINE_CLASSES)].reset_index(drop=True)
     if a.quick: cells, a.epochs, a.size = cells.groupby('label').head(20).reset_index(drop=True), 1, 32
-    s = FitSettings(recipe=a.recipe, view=a.view, size=a.size, epochs=a.epochs, seed=a.seed, pretrained=False, threads=a.threads)
-    crops, rows, found, bad = read_singles(cells.path.tolist(), view_settings(s.view, a.size), cells.center.tolist())
+    s = fit_settings(recipe=a.recipe, view=a.view, size=a.size, epochs=a.epochs, seed=a.seed, pretrained=False, threads=a.threads)
+    crops, rows, found, bad = read_singles(cells.path.tolist(), view_settings(s.prediction.view, a.size), cells.center.tolist())
     cells = cells.iloc[rows]; part = cells.image_id.map(split_by_name).to_numpy(); label = cells.label.to_numpy(str)
-    print(f'{len(cells)} pictures ({len(bad)} unreadable, {int((~found).sum()) if s.view != "whole" else 0} without a cell), read in {time.time()-t:.0f} s:', {k: int((part == k).sum()) for k in ('train', 'valid', 'test')}, flush=True)
+    print(f'{len(cells)} pictures ({len(bad)} unreadable, {int((~found).sum()) if s.prediction.view != "whole" else 0} without a cell), read in {time.time()-t:.0f} s:', {k: int((part == k).sum()) for k in ('train', 'valid', 'test')}, flush=True)
     take = lambda k: (crops[part == k], label[part == k].tolist()); t = time.time()
     clf = fit_classifier(*take('train'), settings=s, vocabulary=None, valid=(*take('valid'), None), out=a.out); trained = time.time() - t
-    truth, said = label[part == 'test'], clf.at('', crops).predict(crops[part == 'test'], show=False).category.to_numpy(str)
+    truth, said = label[part == 'test'], clf.predict(crops[part == 'test'], progress=False).category.to_numpy(str)
     print(classification_report(truth, said, digits=3)); rng = np.random.default_rng(a.seed)
     draws = [f1_score(truth[i], said[i], average='macro') for i in rng.integers(len(truth), size=(200 if a.quick else 2000, len(truth)))]
     low, high = np.quantile(draws, [.025, .975]); f1 = f1_score(truth, said, average='macro')

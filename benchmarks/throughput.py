@@ -11,7 +11,8 @@ import argparse, json, statistics, tempfile, time
 import numpy as np, timm, torch
 from cblc.learn.losses import LeafLoss
 from cblc.learn.network import CellNet, blank_head
-from cblc.learn.training import FitSettings, fit_device, fit_stage
+from cblc.learn.settings import fit_settings
+from cblc.learn.training import fit_device, fit_stage
 
 def bare_net(a): return timm.create_model('efficientnet_b0', num_classes=5).to(a.device, memory_format=torch.channels_last)
 
@@ -38,7 +39,7 @@ def bare_epochs(a, crops, labels):
 def our_epochs(a, crops, labels):
     "Train the same network with `fit_stage`; seconds."
     torch.manual_seed(0)
-    s = FitSettings(recipe='plain', size=a.size, batch=a.batch, epochs=a.epochs, device=a.device, pretrained=False,
+    s = fit_settings(recipe='plain', size=a.size, batch=a.batch, epochs=a.epochs, device=a.device, pretrained=False,
                     precision='bf16' if a.bf16 else 'f32')
     net = blank_head(CellNet(bare_net(a), [200]*3, [40]*3, np.ones(5))); ticks = np.eye(5, dtype=bool)[labels]
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +54,7 @@ if __name__ == '__main__':
     ap.add_argument('--epochs', type=int, default=2); ap.add_argument('--rounds', type=int, default=5)
     ap.add_argument('--threads', type=int); ap.add_argument('--device', default='auto')
     ap.add_argument('--quick', action='store_true')
-    a = ap.parse_args(); a.device, a.bf16 = fit_device(FitSettings(device=a.device))
+    a = ap.parse_args(); a.device, a.bf16 = fit_device(a.device)
     if a.quick: a.cells, a.epochs, a.rounds = 128, 1, 1
     if a.threads: torch.set_num_threads(a.threads)
     rng = np.random.default_rng(0)

@@ -108,7 +108,7 @@ def _name_cells(pictures, patient, bundle, segmenter):
     images = pictures.images.assign(patient_id=patient, center='')
     scale = {'': pictures.um_per_px} if pictures.um_per_px else None
     cells, crops, unreadable = classify_images(
-        images, Segmenter.load(segmenter or None), Classifier.load(bundle), um_per_px=scale)
+        images, Segmenter.load(segmenter or None), Classifier.load(bundle), um_per_px=scale, adapt=True)
     if len(unreadable) == len(images):
         raise InputError(unreadable[0])
     return images, cells, crops, unreadable

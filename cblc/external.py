@@ -47,10 +47,10 @@ def _further_opinions(cells, crops, images, clf, frozen, settings, um_per_px, sh
     if settings.plain:
         from cblc.classifier import Classifier
         other = Classifier.load(settings.plain); own = crop_settings_of(other)
-        cells = add_opinion(cells, crops if own == crop else crops_of_cohort(images, cells, own, show, um_per_px)[0], other, 'plain')
+        cells = add_opinion(cells, crops if own == crop else crops_of_cohort(images, cells, own, show, um_per_px)[0], other, 'plain', adapt=True)
     if settings.stain != 'none':
         moved, notes = restained_crops(images, cells, crop, normalizer_of(frozen, settings.stain), um_per_px, show)
-        cells = add_opinion(cells, moved, clf, settings.stain)
+        cells = add_opinion(cells, moved, clf, settings.stain, adapt=True)
     return cells, notes
 
 # %% ../nbs/05_external.ipynb #c008
@@ -72,7 +72,7 @@ def load_center(cohort,        # folder, or what `read_cohort` gave
         from cblc.classifier import Classifier
         from cblc.segmentation import Segmenter
         clf = Classifier.load(model)
-        named, crops, problems = classify_images(images, Segmenter.load(s.segmenter or None), clf, expert, um_per_px=co.um_per_px, show=show)
+        named, crops, problems = classify_images(images, Segmenter.load(s.segmenter or None), clf, expert, um_per_px=co.um_per_px, show=show, adapt=True)
         named, notes = _further_opinions(named, crops, images, clf, frozen, s, co.um_per_px, show); problems = problems + notes
     return CenterData(center, co.centers[center], patients, images, expert, named, frozen,
                       problems + list(b.meta.get('warnings', [])), b.id, b.meta)

@@ -23,7 +23,7 @@ from .sources.check import check_cohort
 from .core.run import Run, fingerprint
 
 # %% ../nbs/06_study.ipynb #c008
-SMEARS = dict(adapt_bn=0., balance=0., look=0.)  # where the recipe `cblc` departs, in a study, from what it does for crops of unknown laboratories
+SMEARS = dict(adapt_bn=0., balance=0., appearance=0.)  # where the recipe `cblc` departs, in a study, from what it does for crops of unknown laboratories
 
 @dataclass(frozen=True)
 class StudySettings:
@@ -112,7 +112,7 @@ def fit_study(
 ):                               # the classified cells of the main patients outside training
     "Train in two stages, save the bundle, freeze what was fitted on the main cohort."
     from cblc.classifier import Classifier, fit_classifier
-    from cblc.learn.training import fit_settings
+    from cblc.learn.settings import fit_settings
     from cblc.external import normalizer_of
     from cblc.hospital.frozen import Frozen
     s, out, crop = settings, Path(out), replace(STANDARD, size=settings.size)

@@ -18,7 +18,8 @@ from .diffusion.classifier import DiffusionSettings, fit_diffusion, load_diffusi
 from .core.engine import batches
 from .learn.leaves import ARTEFACT
 from .cells.singles import read_singles, view_settings
-from .learn.training import Checkpoint, FitSettings
+from .learn.checkpoint import Checkpoint
+from .learn.settings import FitSettings, fit_settings
 from .core.errors import DISCLAIMER, InputError
 
 # %% ../nbs/08_tables.ipynb #c005
@@ -55,14 +56,14 @@ def _usable(csv_path, how, say): # rows that aren't for testing, their crops, wh
 
 def fit_csv(csv_path, # table of a crop cohort
             out, # folder of the bundle, made if need be
-            settings=FitSettings(), # or `DiffusionSettings`
+            settings=fit_settings(), # or `DiffusionSettings`
             vocabulary='auto', # None: labels are free names, whatever they look like
             trained_on=None, say=print)->Path: # the bundle; ValueError in one line where the table is at fault
     "Train a classifier from a crop cohort's table, or go on where that was stopped"
     s, out, labels = settings, Path(out), set(_rows(csv_path, ['path', 'label']).label)
     if isinstance(vocabulary, str): vocabulary = VOCABULARY if _known_labels(labels, VOCABULARY) else None
     say(f"{csv_path}: labels are {'the codes of the vocabulary' if vocabulary is not None else 'free names, so there is no p_cblc'}")
-    generative = isinstance(s, DiffusionSettings); how = view_settings('sized' if generative else s.view, s.size)
+    generative = isinstance(s, DiffusionSettings); how = view_settings('sized' if generative else s.prediction.view, s.size if generative else s.run.size)
     use, crops, v, warn = _usable(csv_path, how, say); ids = use.patient_id.replace('', None) if 'patient_id' in use else None
     if list((out/'run').rglob(Checkpoint.FILE)):
         say(f'{out/"run"}: an unfinished training; with the same cells and settings it goes on where it was stopped')
@@ -72,7 +73,7 @@ def fit_csv(csv_path, # table of a crop cohort
                                                             valid=pick(v) if v.any() else None, out=out/'run')
     for n in (f'started from {clf.start}', *clf.notes, f"validation: {', '.join(f'{k} {x:.3g}' for k, x in clf.metrics.items())}"): say(n)
     name, crop = Path(csv_path).name, None if isinstance(how, int) else asdict(how)
-    how = f'--recipe diffusion --size {s.size} --seed {s.seed} (steps={s.steps})' if generative else f'--recipe {s.recipe} --arch {s.arch} --epochs {s.epochs} --size {s.size} --seed {s.seed}' + f' (folds={s.folds})'*(s.folds > 1)
+    how = f'--recipe diffusion --size {s.size} --seed {s.seed} (steps={s.steps})' if generative else f'--recipe {s.recipe} --arch {s.run.arch} --epochs {s.run.epochs} --size {s.run.size} --seed {s.run.seed}' + f' (folds={s.run.folds})'*(s.run.folds > 1)
     return clf.save(out, trained_on or f'{len(use)} crops of the table {name}, with labels as given there',
                     f'cblc fit {name} {how}', warnings=warn, crop=crop)
 
@@ -104,7 +105,7 @@ def predict_csv(csv_path, # table with a column `path`, relative to itself, and 
             crops, got, _, faults = read_singles([Path(csv_path).parent/p for p in t.path.iloc[rows[s]]], how, _centers(t).iloc[rows[s]].tolist())
             bad += faults
             # once a center, and not piece by piece
-            if s.start == 0: own = clf.at(_centers(t).iloc[rows[0]], crops) if hasattr(clf, 'at') else clf
+            if s.start == 0: own = clf.for_center(_centers(t).iloc[rows[0]], crops) if hasattr(clf, 'for_center') else clf
             if len(got): pred.iloc[rows[s][got]] = own.predict(crops)[cols].astype(object).to_numpy()
     for line in bad: say(f'skipped: {line}')
     for c in cols[1:]: pred[c] = pred[c].astype(float).round(6)

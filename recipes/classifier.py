@@ -24,7 +24,7 @@ from cblc.sources.public import box_polygon, split_by_name, public_root, read_bc
 from cblc.segmentation import Segmenter
 from cblc.study import SMEARS
 from cblc.sources.synthetic import CODES, MARROW, draw_field, random_style
-from cblc.learn.training import FitSettings
+from cblc.learn.settings import fit_settings
 
 PBC = dict(BA='B', EO='E', ERB='R2|R3', LY='L', MO='M2', PMY='N1', MY='N2', MMY='N3', BNE='N4', SNE='N5', NEUTROPHIL='N4|N5', IG='N1|N2|N3')
 BCISC = dict(baso='B', eosi='E', lymp='L', mono='M2', neut='N4|N5')
@@ -80,7 +80,7 @@ def fields(pool, seeds, crop, find):
 
 def judge(clf, crops, labels, what):
     "Share of cells whose category is among those the label allows, and CBLC weighted F1 where the label decides it."
-    pred = clf.predict(crops, show=False); allowed = [set(l.split('|')) for l in labels]
+    pred = clf.predict(crops, progress=False); allowed = [set(l.split('|')) for l in labels]
     right = np.array([c in set(VOCABULARY.category_of(sorted(a))) for c, a in zip(pred.category, allowed)])
     cblc = [set(VOCABULARY.is_cblc(sorted(a))) for a in allowed]; sure = np.array([len(c) == 1 for c in cblc])
     truth = np.array([c.copy().pop() for c in cblc], float)[sure]
@@ -104,7 +104,7 @@ if __name__ == '__main__':
     print(f'{len(one[1])} synthetic cells by true contours, {len(two[1])} by the segmenter ({two[1].count("artefact")} artefacts)', flush=True)
     tr, va, te = (rp == k for k in ('train', 'valid', 'test')); who = lambda k: [f'picture {k} {i}' for i in range((rp == k).sum())]
     both = lambda s, k, m: (np.concatenate([s[0], rx[m]]), s[1] + list(ry[m]), s[2] + who(k))
-    settings = FitSettings(recipe='cblc', **SMEARS, pretrained=False, threads=a.workers, size=a.size,
+    settings = fit_settings(recipe='cblc', **SMEARS, pretrained=False, threads=a.workers, size=a.size,
                            epochs=1 if a.quick else a.epochs, epochs2=1 if a.quick else a.epochs2)
     clf = fit_classifier(*both(one, 'train', tr), settings=settings, second_stage=both(two, 'train', tr),
                          valid=both(held, 'valid', va), out=Path(a.out).parent/'classifier_run')

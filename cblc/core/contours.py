@@ -7,93 +7,130 @@ __all__ = ['CELL_COLUMNS', 'polygon_to_mask', 'mask_to_polygon', 'write_cells', 
 
 # %% ../../nbs/core/02_contours.ipynb #c002
 from pathlib import Path
-import numpy as np, pandas as pd, shapely
+import numpy as np
+import pandas as pd
+import shapely
 from shapely.geometry import MultiPolygon, Polygon
 from .errors import InputError
 
 # %% ../../nbs/core/02_contours.ipynb #c005
 CELL_COLUMNS = {
-    'cell_id': 'key of a cell, unique in its cohort', 'image_id': 'key of its picture, the file name without its ending',
-    'patient_id': 'key of the patient', 'center': 'hospital the smear comes from',
-    'polygon': 'contour, shapely polygon in full-resolution pixels, (0, 0) the outer corner of the first pixel',
-    'nucleus': 'contour of the nucleus, where drawn', 'code': "expert's code, missing where unlabelled",
-    'score': 'confidence of the detection, 0-1', 'match_id': "the other side's cell", 'iou': 'contour IoU with it, 0-1',
-    'area_px': 'area, px^2', 'perimeter_px': 'perimeter, px', 'circularity': '4 pi area / perimeter^2, 0-1', 'solidity': 'area / area of the convex hull, 0-1',
-    'eccentricity': 'of the ellipse of equal moments, 0-1', 'nc_ratio': 'share of the area that is nucleus, 0-1', 'entropy': 'of the grey values, bit',
-    'p_cblc': 'calibrated probability of a CBLC', 'category': 'most probable category', 'cblc': 'counted as CBLC',
-    'uncertainty': 'how unsure, 0-1', 'anomaly': 'how foreign, 0-1', 'review': 'a person should look'}
+    'cell_id': 'key of a cell, unique in its cohort',
+    'image_id': 'key of its picture, the file name without its ending',
+    'patient_id': 'key of the patient',
+    'center': 'hospital the smear comes from',
+    'polygon': 'contour, shapely polygon in full-resolution pixels, (0, 0) the corner of the first pixel',
+    'nucleus': 'contour of the nucleus, where drawn',
+    'code': "expert's code, missing where unlabelled",
+    'score': 'confidence of the detection, 0-1',
+    'whole': "False where the picture's edge cuts the cell, or another field shows it too",
+    'match_id': "the other side's cell",
+    'iou': 'contour IoU with it, 0-1',
+    'area_px': 'area, px^2',
+    'perimeter_px': 'perimeter, px',
+    'circularity': '4 pi area / perimeter^2, 0-1',
+    'solidity': 'area / area of the convex hull, 0-1',
+    'eccentricity': 'of the ellipse of equal moments, 0-1',
+    'nc_ratio': 'share of the area that is nucleus, 0-1',
+    'entropy': 'of the gray values, bit',
+    'p_cblc': 'calibrated probability of a CBLC, 0-1',
+    'category': 'most probable category',
+    'leaf': 'the finest name the model can give: a code of the vocabulary, else the category',
+    'cblc': 'called a CBLC',
+    'counted': 'in the denominator of the ratio',
+    'why_not': 'why it is not counted',
+    'uncertainty': 'how unsure, 0-1',
+    'anomaly': 'how foreign, 0-1',
+    'review': 'a person should look',
+}
 _GEOMETRY = ('polygon', 'nucleus')
 
 # %% ../../nbs/core/02_contours.ipynb #c008
 def _rings(polygon):
-    "List the closed rings of a polygon, its holes and its parts."
+    "List the closed rings of a polygon, its holes and its parts, as n x 2 arrays"
     parts = getattr(polygon, 'geoms', [polygon])
-    return [np.asarray(r.coords)[:, :2] for p in parts if not p.is_empty for r in (p.exterior, *p.interiors)]
+    return [np.asarray(ring.coords)[:, :2] for part in parts if not part.is_empty
+            for ring in (part.exterior, *part.interiors)]
+
+def _crossings(ring, height):
+    "Find where the edges of a ring cross the middle lines of pixel rows: rows, and x of each crossing"
+    (x0, y0), (x1, y1) = ring[:-1].T, ring[1:].T
+    first = np.clip(np.ceil(np.minimum(y0, y1) - .5), 0, height).astype(int)
+    last = np.clip(np.ceil(np.maximum(y0, y1) - .5), 0, height).astype(int)
+    n_crossed = last - first
+    edge = np.repeat(np.arange(len(n_crossed)), n_crossed)
+    position_on_edge = np.arange(n_crossed.sum()) - np.repeat(np.cumsum(n_crossed) - n_crossed, n_crossed)
+    rows = position_on_edge + first[edge]
+    x = x0[edge] + (rows + .5 - y0[edge]) * (x1 - x0)[edge] / (y1 - y0)[edge]
+    return rows, x
 
 def polygon_to_mask(
-    polygon,            # shapely Polygon or MultiPolygon, px
-    shape:tuple,        # (height, width) of the mask, px
-)->np.ndarray:          # height x width, bool
-    "Fill the pixels whose centre lies inside `polygon`."
-    h, w = shape[:2]
-    flips = np.zeros((h, w + 1), bool)
+    polygon,        # shapely Polygon or MultiPolygon, px
+    shape: tuple,   # (height, width) of the mask, px; further entries are passed over
+) -> np.ndarray:    # height x width, bool
+    "Fill the pixels whose center lies inside `polygon`"
+    height, width = shape[:2]
+    changes = np.zeros((height, width + 1), bool)
     for ring in _rings(polygon):
-        (x0, y0), (x1, y1) = ring[:-1].T, ring[1:].T
-        lo, hi = np.minimum(y0, y1), np.maximum(y0, y1)
-        first, last = (np.clip(np.ceil(v - .5), 0, h).astype(int) for v in (lo, hi))
-        n = last - first
-        e = np.repeat(np.arange(len(n)), n)
-        rows = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n) + first[e]
-        x = x0[e] + (rows + .5 - y0[e]) * (x1 - x0)[e] / (y1 - y0)[e]
-        np.logical_xor.at(flips, (rows, np.clip(np.ceil(x - .5), 0, w).astype(int)), True)
-    return np.logical_xor.accumulate(flips[:, :w], axis=1)
+        rows, x = _crossings(ring, height)
+        columns = np.clip(np.ceil(x - .5), 0, width).astype(int)
+        np.logical_xor.at(changes, (rows, columns), True)
+    return np.logical_xor.accumulate(changes[:, :width], axis=1)
 
 # %% ../../nbs/core/02_contours.ipynb #c011
+def _nest(rings):
+    "Build polygons of rings: one directly inside a solid ring is its hole, one inside a hole is solid again"
+    placed = []
+    for ring in sorted(rings, key=lambda ring: -ring.area):
+        around = next((other for other in reversed(placed) if other['ring'].contains(ring)), None)
+        is_hole = around is not None and not around['is_hole']
+        if is_hole:
+            around['holes'].append(ring.exterior)
+        placed.append(dict(ring=ring, holes=[], is_hole=is_hole))
+    return [Polygon(p['ring'].exterior, p['holes']) for p in placed if not p['is_hole']]
+
 def mask_to_polygon(
-    mask,           # height x width, bool or number: not 0 is inside
-    parts='largest' # 'largest' 4-connected piece, or 'all' pieces (a MultiPolygon where there are several)
-)->Polygon:         # holes kept
-    "Trace the outline of a mask, halfway between the pixel centres inside and outside."
+    mask,                       # height x width, bool or number: not 0 is inside; InputError where nothing is
+    parts: str = 'largest',     # 'largest' 4-connected piece, or 'all' pieces
+) -> Polygon:                   # holes kept; a MultiPolygon where all pieces are wanted and there are several
+    "Trace the outline of a mask, halfway between the pixel centers inside and outside"
     from skimage.measure import find_contours
     mask = np.asarray(mask) != 0
     if mask.ndim != 2 or not mask.any():
-        raise InputError(f'mask of shape {mask.shape} has no pixel set; give a height x width mask of one cell')
-    ys, xs = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
-    box = np.pad(mask[ys[0]:ys[-1] + 1, xs[0]:xs[-1] + 1], 1)
-    rings = [Polygon(c[:, ::-1] + (xs[0] - .5, ys[0] - .5)) for c in find_contours(box.astype(float), .5)]
-    found = _nest(rings)
-    if parts == 'all' and len(found) > 1: return MultiPolygon(found)
-    return max(found, key=lambda p: p.area)
-
-def _nest(rings):
-    "Cut the rings that lie inside others out of them."
-    rings = sorted(rings, key=lambda r: -r.area); solid = []
-    for r in rings:
-        outer = next((s for s in reversed(solid) if s[0].contains(r)), None) 
-        if outer is None or outer[2]: solid.append([r, [], False])
-        else: outer[1].append(r.exterior); solid.append([r, [], True])
-    return [Polygon(r.exterior, holes) for r, holes, hole in solid if not hole]
+        problem = f'mask of shape {mask.shape} has no pixel set'
+        raise InputError(problem, 'give a height x width mask of one cell')
+    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    box = np.pad(mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1], 1)
+    offset = (columns[0] - .5, rows[0] - .5)
+    outlines = find_contours(box.astype(float), .5)
+    polygons = _nest([Polygon(outline[:, ::-1] + offset) for outline in outlines])
+    if parts == 'all' and len(polygons) > 1:
+        return MultiPolygon(polygons)
+    return max(polygons, key=lambda polygon: polygon.area)
 
 # %% ../../nbs/core/02_contours.ipynb #c015
 def write_cells(
-    cells:pd.DataFrame, # any cells table
-    path                # a .parquet file
-)->Path:
-    "Write a cells table as Parquet, its contours as WKB."
-    path = Path(path); out = cells.copy()
-    for c in _GEOMETRY:
-        if c in out: out[c] = [None if g is None or g is pd.NA else shapely.to_wkb(g) for g in out[c]]
+    cells: pd.DataFrame,    # any cells table
+    path,                   # a .parquet file; its folder is made where it is missing
+) -> Path:                  # the file
+    "Write a cells table as Parquet, its contours as WKB"
+    path = Path(path)
+    coded = {}
+    for column in cells.columns.intersection(_GEOMETRY):
+        coded[column] = [None if pd.isna(shape) else shapely.to_wkb(shape) for shape in cells[column]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    out.to_parquet(path, index=False)
+    cells.assign(**coded).to_parquet(path, index=False)
     return path
 
 def read_cells(
-    path    # a file made by `write_cells`
-)->pd.DataFrame:
-    "Read a cells table."
+    path,               # a file made by `write_cells`; InputError where it is missing
+) -> pd.DataFrame:      # the cells table, contours as shapely polygons
+    "Read a cells table"
     path = Path(path)
-    if not path.is_file(): raise InputError(f'{path}: no such file; give a cells table written by `write_cells`')
+    if not path.is_file():
+        raise InputError('no such file', 'give a cells table written by `write_cells`', where=path)
     cells = pd.read_parquet(path)
-    for c in _GEOMETRY:
-        if c in cells: cells[c] = pd.Series(shapely.from_wkb(cells[c].to_numpy(object)), index=cells.index, dtype=object)
+    for column in cells.columns.intersection(_GEOMETRY):
+        shapes = shapely.from_wkb(cells[column].to_numpy(object))
+        cells[column] = pd.Series(shapes, index=cells.index, dtype=object)
     return cells

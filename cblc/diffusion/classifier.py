@@ -10,9 +10,9 @@ __all__ = ['DiffusionSettings', 'DiffusionClassifier', 'published_errors', 'publ
 import numpy as np, pandas as pd, torch
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from ..learn.appearance import Normals, cell_look
+from ..learn.appearance import Normals, cell_features
 from ..core.bundle import read_bundle, write_bundle
-from ..classifier import hold_out, stage_cells
+from ..learn.stages import hold_out, stage_cells
 from ..data import VOCABULARY
 from .denoiser import Denoiser, DenoiserSettings, Noise, fit_denoiser, to_unit
 from ..learn.leaves import Leaves, fit_temperature, leaf_scores, leaf_table, make_leaves
@@ -62,7 +62,7 @@ class DiffusionClassifier:
 
     def meter(self, crops, batch=256)->ErrorMeter: # crops of any size
         "Bring network and crops to the device"
-        device, mixed = fit_device(replace(self.settings or DenoiserSettings(), device=self.device))
+        device, mixed = fit_device(self.device, (self.settings or DenoiserSettings()).precision)
         return ErrorMeter(self.net.to(device).eval(), as_crops(crops, self.size), self.looks, device, mixed, batch)
 
     def race(self, crops, alpha=None, meter=None):
@@ -108,7 +108,7 @@ def _fresh_look(x, rng): # a crop 3 x S x S in a random position and light, as P
 @torch.inference_mode()
 def published_errors(model, crops, seed=0, most=2000)->tuple: # mean errors n x C, trials n x C
     "Race the classes of each crop as CytoDiffusion does; a network with all heads runs once a trial"
-    device, mixed = fit_device(replace(model.settings or DenoiserSettings(), device=model.device))
+    device, mixed = fit_device(model.device, (model.settings or DenoiserSettings()).precision)
     net = model.net.to(device).eval(); mixer, disc = Noise(device), center_disc(net.size).to(device)
     weight = fit_time_weight(*model.time_weight) if model.time_weight is not None else lambda t: 1.; got = []
     for n, x in enumerate(to_unit(as_crops(crops, net.size))):
@@ -130,7 +130,7 @@ def published_table(model, crops, **kw)->pd.DataFrame: # leaf probabilities are 
 
 # %% ../../nbs/diffusion/03_classifier.ipynb #c010
 def _single(stage, what, notes): # the cells whose label says one leaf
-    x, a, p = stage; k = a.sum(1) == 1
+    x, a, p = stage.crops, stage.allowed, stage.patients; k = a.sum(1) == 1
     if not k.all():
         notes.append(f'{what}: {int((~k).sum())} of {len(k)} cells have a label that leaves several classes open and were not used')
     return x[k], a[k].argmax(1), None if p is None else p[k]
@@ -141,7 +141,7 @@ def _even(classes, n, rng): # n cells, all classes alike as far as they go
 def _learn_looks(model, x, y, train, s, rng): # bank, profiles and times' weights by validation cells; the coarse look by training cells
     k, pairs = _even(y, s.profile_cells, rng), np.unique(np.linspace(0, (s.candidates[0]-1)/2, s.profile_looks).round().astype(int))
     m = model.meter(x[k])
-    model.profile = Profile.fit(pairs, cell_look(train[0]), train[1], m.look, model.errors(x[k], pairs, m), y[k])
+    model.profile = Profile.fit(pairs, cell_features(train[0]), train[1], m.look, model.errors(x[k], pairs, m), y[k])
     k = _even(y, s.bank_cells, rng); e = model.errors(x[k], np.arange(len(model.looks)))[:, :-1]
     model.bank = fit_bank(e, y[k], s.looks, model.head_start(x[k]))
     t = np.tile(model.looks.times, len(k))
@@ -159,8 +159,9 @@ def fit_diffusion(crops,            # n x S x S x 3 uint8, or a list of pictures
     "Train a diffusion classifier, or go on where that was stopped"
     s, notes = settings, []; parts = [(crops, labels, patient_ids)] + ([(*valid, None)[:3]] if valid is not None else [])
     leaves = make_leaves(pd.concat([pd.Series(p[1], dtype=object) for p in parts]), vocabulary)
-    parts = [stage_cells(*p, leaves, vocabulary, s.size, w, notes) for p, w in zip(parts, ('training', 'validation'))]
-    (train,), valid = hold_out(parts[:1], parts[1] if valid is not None else None, s, notes)
+    parts = [stage_cells(*p, leaves, vocabulary=vocabulary, size=s.size, what=w) for p, w in zip(parts, ('training', 'validation'))]
+    (train,), valid, how = hold_out(parts[:1], parts[1] if valid is not None else None, s.valid_fraction, s.seed)
+    notes += [n for p in parts for n in p.notes] + [how]*bool(how)
     (x, y, _), (vx, vy, _) = _single(train, 'training', notes), _single(valid, 'validation', notes)
     seen = np.unique(y)
     if len(seen) < 2:

@@ -9,7 +9,7 @@ __all__ = ['Looks', 'center_disc', 'ErrorMeter', 'error_profile', 'Profile']
 import numpy as np, torch
 from dataclasses import dataclass, replace
 from functools import cached_property
-from ..learn.appearance import Normals, cell_look
+from ..learn.appearance import Normals, cell_features
 from ..learn.augment import turned
 from .denoiser import Noise, halving, to_unit
 from scipy.special import expit
@@ -46,7 +46,7 @@ class ErrorMeter:
         self.runs = 0 # of the network, counted per picture and class; with all heads per picture
 
     @cached_property
-    def look(self)->np.ndarray: return cell_look(self.x) # n x 56, see `cblc.learn.appearance`
+    def look(self)->np.ndarray: return cell_features(self.x) # n x 56, see `cblc.learn.appearance`
 
     @torch.inference_mode()
     def __call__(self, cells, classes, pairs)->np.ndarray: # three index arrays of one length -> squared errors of the velocity
@@ -81,7 +81,7 @@ class Profile:
     "What known cells are like"
     pairs: np.ndarray   # P indices into the candidates
     usual: np.ndarray   # 2 x P: mean and sd of the null class's log error
-    look: Normals       # of `cell_look`; also the classes' head start, see `cblc.diffusion.racing`
+    look: Normals       # of `cell_features`; also the classes' head start, see `cblc.diffusion.racing`
     errors: Normals     # of `error_profile`
     limit: np.ndarray   # 2: what a twentieth of the validation cells pass, and their sd
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch.nn import functional as F
 from ..classifier import Classifier, fit_classifier
 from ..learn.leaves import leaf_table
-from ..learn.training import FitSettings
+from ..learn.settings import fit_settings
 from fastai.callback.core import Callback
 from ..core.errors import InputError
 
@@ -27,7 +27,7 @@ class Distill(Callback):
 def fit_student(teacher,           # a `DiffusionClassifier`
                 crops, labels,     # n x S x S x 3 uint8; n names of the teacher's classes
                 valid,             # (crops, labels, patient_ids or None) of other patients
-                patient_ids=None, settings=FitSettings(recipe='plain'), weight=.5, # of the teacher's word against the label's
+                patient_ids=None, settings=fit_settings(recipe='plain'), weight=.5, # of the teacher's word against the label's
                 vocabulary=None, out=None)->Classifier: # ValueError where a label is not the teacher's
     "Train a classifier on labels and on a diffusion model's probabilities"
     names = list(teacher.leaves.names); labels = list(map(str, labels)); odd = sorted(set(labels) - set(names))
@@ -53,6 +53,6 @@ class Relay:
     def size(self): return self.student.size
     def predict(self, crops, show=True)->pd.DataFrame: # see `cblc.learn.leaves.leaf_table`; and `handed_over`
         "Classify crops"
-        p = self.student.probabilities(crops, show=show); over = p.max(1, initial=0) < self.sure
+        p = self.student.probabilities(crops, progress=show); over = p.max(1, initial=0) < self.sure
         if over.any(): p[over] = self.teacher.probabilities(crops[over])
         return leaf_table(p, self.leaves, self.student.threshold).assign(handed_over=over)

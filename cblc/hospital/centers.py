@@ -33,7 +33,8 @@ def classify_images(images,               # images table: image_id, path, patien
                     expert=None,          # expert cells, to carry `code` over by matching
                     crop_settings=None,   # default: the classifier's own
                     um_per_px=None,       # center -> µm, where known
-                    show=True, find=None  # `find(images, segmenter)` -> (cells, problems); default `segment_images`
+                    show=True, find=None, # `find(images, segmenter)` -> (cells, problems); default `segment_images`
+                    adapt=False           # let a classifier that can measure its normalization again on these crops
                    )->tuple:              # cells table, crops (n x size x size x 3, same order), problems (list of lines)
     "Walk from images to a classified cells table"
     if find is None:
@@ -45,7 +46,7 @@ def classify_images(images,               # images table: image_id, path, patien
         found = found.assign(code=pd.Series(dtype='string'), match_id=pd.Series(dtype='string'), iou=pd.Series(dtype=float))
     settings = crop_settings or crop_settings_of(classifier)
     crops, shape = crops_of_cohort(images, found, settings, show, um_per_px)
-    named = classifier.predict(crops).set_axis(found.index)
+    named = (classifier.predict(crops, adapt=True) if adapt else classifier.predict(crops)).set_axis(found.index)
     new = [t[[c for c in t if c not in found]] for t in (shape, named)]
     return settle_artefacts(pd.concat([found, *new], axis=1)), crops, list(problems)
 
@@ -71,9 +72,9 @@ def restained_crops(images, cells,         # tables; every cell's image is among
     return crops, [f'{normalizer.method}: {n}' for n in dict.fromkeys(notes)]
 
 # %% ../../nbs/hospital/01_centers.ipynb #c009
-def add_opinion(cells, crops, classifier, name)->pd.DataFrame:
+def add_opinion(cells, crops, classifier, name, adapt=False)->pd.DataFrame:
     "Let another classifier name the same cells, in columns of its own"
-    said = settle_artefacts(classifier.predict(crops).set_axis(cells.index))
+    said = settle_artefacts((classifier.predict(crops, adapt=True) if adapt else classifier.predict(crops)).set_axis(cells.index))
     return cells.assign(**{f'{name}_{c}': said[c] for c in ('category', 'cblc', 'p_cblc', 'p_artefact') if c in said})
 
 def opinions(cells)->list:
