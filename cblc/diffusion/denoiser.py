@@ -9,7 +9,7 @@ __all__ = ['to_unit', 'to_bytes', 'make_scheduler', 'NoiseSchedule', 'Denoiser',
 # %% ../../nbs/diffusion/00_denoiser.ipynb #c002
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..core.engine import progress_bar
 from ..core.errors import InputError
 from ..learn.augment import Augment, CropBatches
-from ..learn.training import fit_device, load_tensors, optimizer_state, own_seed, run_key, save_tensors
+from ..learn.checkpoint import load_tensors, optimizer_state, own_seed, run_key, save_tensors
+from ..learn.training import fit_device
 
 # %% ../../nbs/diffusion/00_denoiser.ipynb #c005
 def to_unit(
@@ -342,7 +343,7 @@ class _Training:
 
     def __init__(self, net, settings):
         self.settings, self.losses = settings, []
-        self.device, self.mixed = fit_device(settings)
+        self.device, self.mixed = fit_device(settings.device, settings.precision)
         self.net = net.to(self.device, memory_format=torch.channels_last).train()
         self.schedule = NoiseSchedule(self.device)
         self.optimizer = torch.optim.AdamW(
@@ -454,9 +455,9 @@ def fit_denoiser(
     "Train a denoiser, or go on where that was stopped"
     path = out and Path(out)/'checkpoint.safetensors'
     classes = np.asarray(classes, np.int64)
-    key = path and run_key(settings, crops, classes)
+    key = path and run_key(asdict(settings) | dict(threads=None), crops, classes)
     shape = dict(size=settings.size, widths=settings.widths, layers=settings.layers, fold=settings.fold)
-    with own_seed(settings):
+    with own_seed(settings.seed, settings.threads):
         net = Denoiser(n_classes, heads=settings.heads, **shape)
         training = _Training(net, settings)
         first = training.load(path, key) if path else 0
