@@ -7,8 +7,8 @@
 Rules: a room has at most 400 exported lines, none over 110 characters (nbdev's own list of names is left out,
 which nbdev wraps at 120); a function at most 40 lines and 1,600 characters; every parameter of a public function,
 method or dataclass has its comment; every public function has a one-line docstring that starts with a capital and
-ends without a full stop; no private name crosses rooms; imports point to the floors below; the table of rooms in
-CONTRIBUTING.md is what the notebooks say.
+ends without a full stop; no private name crosses rooms; imports point to the floors below; links between our own
+files lead somewhere; the table of rooms in CONTRIBUTING.md is what the notebooks say.
 """
 import ast
 import io
@@ -187,6 +187,23 @@ def rooms_table():
     return '\n'.join(rows)
 
 
+def notebook_prose(path):
+    """Give the markdown of a notebook"""
+    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    return '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+
+
+def broken_links():
+    """Yield links between our own files that lead nowhere"""
+    pages = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'data' / 'README.md']
+    prose = [(page, page.read_text(encoding='utf-8')) for page in pages]
+    prose += [(path, notebook_prose(path)) for path in reading_order()]
+    for path, text in prose:
+        for target in re.findall(r'\]\((?!\w+:|#)([^)\s#]+)', text):
+            if not (path.parent / target).exists():
+                yield f'{path.relative_to(ROOT).as_posix()}: the link to {target} leads nowhere'
+
+
 def contributing_with_table():
     """Give CONTRIBUTING.md with the table of rooms as the notebooks have it"""
     text = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
@@ -201,6 +218,8 @@ def main(arguments):
         return 0
     chosen = [p for p in rooms() if arguments[:1] != ['--room'] or room_of(p) in arguments[1:]]
     breaches = [f'cblc/{room_of(p)}.py:{line}: {text}' for p in chosen for line, text in check_room(p)]
+    if not arguments:
+        breaches += broken_links()
     if not arguments and contributing_with_table() != (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8'):
         breaches.append('CONTRIBUTING.md: the table of rooms is stale; run python .ci/house.py --table')
     print('\n'.join(breaches))

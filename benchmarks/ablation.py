@@ -68,7 +68,7 @@ def one(job):
 def judge(clf, crops, cells, center):
     "Score a classifier on the matched cells of an external center; it adapts to all that was found there."
     from cblc.data import VOCABULARY
-    from cblc.patient import cell_scores
+    from cblc.core.measures import cell_scores
     here = (cells.center == center).to_numpy(); mine = here & cells.code.notna().to_numpy(); cells = cells[mine]
     p = (clf.adapted(crops[here]) if clf.adapt_bn else clf).predict(crops[mine], progress=False)
     named = VOCABULARY.is_nucleated(cells.code).to_numpy(bool); truth = VOCABULARY.is_cblc(cells.code[named]).to_numpy(bool)

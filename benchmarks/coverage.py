@@ -19,6 +19,7 @@ classify-and-count), seconds_10k_patients, and what the runs were.
 import argparse, json, time
 from concurrent.futures import ProcessPoolExecutor
 import numpy as np, pandas as pd
+from cblc.data import VOCABULARY
 from cblc.ratio.coverage import coverage_table, judge, make_world, point_errors
 from cblc.patient import patient_table, count_fields
 from cblc.ratio.prevalence import Validation, correct_ratios
@@ -35,8 +36,8 @@ def seconds_10k(n_patients=10_000, n_cells=500, n_fields=12, seed=0):
     "Time raw and corrected intervals of many patients, from the cells table on"
     rng = np.random.default_rng(seed); p = rng.beta(.3, 1.2, n_patients*n_cells).astype('f4')
     who = np.repeat([f'p{i:05d}' for i in range(n_patients)], n_cells); field = np.tile(np.arange(n_cells)*n_fields//n_cells, n_patients)
-    cells = pd.DataFrame(dict(patient_id=who, image_id=np.char.add(np.char.add(who, '-'), field.astype(str)), center='center1', category='N', p_cblc=p, cblc=p >= .5))
-    start = time.perf_counter(); table = patient_table(cells); raw = time.perf_counter() - start
+    cells = pd.DataFrame(dict(patient_id=who, image_id=np.char.add(np.char.add(who, '-'), field.astype(str)), center='center1', category='N', counted=True, p_cblc=p, cblc=p >= .5))
+    start = time.perf_counter(); table = patient_table(cells, vocabulary=VOCABULARY); raw = time.perf_counter() - start
     table = table.drop(columns='n_cells').join(correct_ratios(count_fields(cells), Validation(850, 150, 2900, 100, 80, 120)),
                                                on='patient_id')
     total = time.perf_counter() - start

@@ -100,15 +100,24 @@ def _correction(cells, images, meta):
     return corrected, course, warnings
 
 
-def _name_cells(pictures, patient, bundle, segmenter):
-    "Segment and classify: images table, cells, crops, and a line for each picture that could not be read"
+def _open_classifier(model):
+    "Open a classifier whose labels can be counted"
     from cblc.classifier import Classifier
+    classifier = Classifier.load(read_bundle(model or shipped('classifier'), 'classifier'))
+    if classifier.vocabulary is None:
+        problem = 'its labels are free names, of which no marrow count can be made'
+        raise InputError(problem, 'give a bundle trained on the codes of a vocabulary', classifier.bundle.path)
+    return classifier
+
+
+def _name_cells(pictures, patient, classifier, segmenter):
+    "Segment and classify: images table, cells, crops, and a line for each picture that could not be read"
     from cblc.hospital.centers import classify_images
     from cblc.segmentation import Segmenter
     images = pictures.images.assign(patient_id=patient, center='')
     scale = {'': pictures.um_per_px} if pictures.um_per_px else None
     cells, crops, unreadable = classify_images(
-        images, Segmenter.load(segmenter or None), Classifier.load(bundle), um_per_px=scale, adapt=True)
+        images, Segmenter.load(segmenter or None), classifier, um_per_px=scale, adapt=True)
     if len(unreadable) == len(images):
         raise InputError(unreadable[0])
     return images, cells, crops, unreadable
@@ -147,14 +156,15 @@ def diagnose(
     from cblc.patient import summarize_patient
     run = Run(out, say)
     pictures, patient = _patient_pictures(inputs, run.folder, patient)
-    bundle = read_bundle(model or shipped('classifier'), 'classifier')
-    images, cells, crops, unreadable = _name_cells(pictures, patient, bundle, segmenter)
+    classifier = _open_classifier(model)
+    bundle, vocabulary = classifier.bundle, classifier.vocabulary
+    images, cells, crops, unreadable = _name_cells(pictures, patient, classifier, segmenter)
     warnings = _to_mind(run, [*pictures.problems, *unreadable], bundle.meta)
     n_read = len(images) - len(unreadable)
-    summary = summarize_patient(cells, patient, n_images=n_read, model=bundle.id, warnings=warnings)
+    summary = summarize_patient(cells, patient, n_read, bundle.id, warnings, vocabulary=vocabulary)
     corrected, course, notes = _correction(cells, images, bundle.meta)
     summary = {**summary, **corrected, 'warnings': [*summary['warnings'], *notes]}
-    write_patient(summary, cells, images, run.folder, crops, bundle.meta, serial=course)
+    write_patient(summary, cells, images, run.folder, crops, bundle.meta, course, vocabulary=vocabulary)
     report = run.folder / 'report.html'
     run.log(f'{patient}: {summary["n_cells"]} cells in {summary["n_images"]} images, report: {report}')
     return summary

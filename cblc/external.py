@@ -18,6 +18,7 @@ from .hospital.centers import CenterData, add_opinion, center_rows, classify_ima
 from .cells.morphology import crops_of_cohort
 from .hospital.frozen import Frozen, refuse_tuned
 from .matching import match_cells
+from .patient import mark_counted
 from .cells.stain import StainNormalizer
 from .hospital.summary import study_table
 from .core.errors import DISCLAIMER, InputError
@@ -57,6 +58,8 @@ def _further_opinions(cells, crops, images, clf, frozen, settings, um_per_px, sh
 def _classified(path, images, expert):
     "Read an already classified table, keep this center's cells, match them where it was not done"
     c = read_cells(path); c = c[c.image_id.isin(images.image_id)].reset_index(drop=True)
+    if 'counted' not in c:
+        c = mark_counted(c)
     return match_cells(expert, c)[1] if len(expert) and 'match_id' not in c else c
 
 def load_center(cohort,        # folder, or what `read_cohort` gave

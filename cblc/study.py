@@ -17,7 +17,7 @@ from .cells.crops import STANDARD
 from .cells.morphology import crops_of_cohort, keep_p1
 from .core.images import image_size
 from .matching import match_cells
-from .patient import settle_artefacts
+from .patient import mark_counted, settle_artefacts
 from .core.errors import DISCLAIMER, InputError
 from .sources.check import check_cohort
 from .core.run import Run, fingerprint
@@ -69,20 +69,20 @@ def _train_labels(cells, artefacts=False):
 def _freeze_study(cohort, cells, seen, out):
     "Fit on held-out main cells what is frozen, and write it into the bundle"
     from cblc.hospital.frozen import Frozen, NaiveBaselines, freeze_bundle
-    from cblc.hospital.judge import stain_rows
+    from cblc.hospital.judge import fit_baselines, fit_threshold, stain_rows
     from cblc.hospital.centers import spread
     from cblc.ratio.diagnosis import fit_diagnosis
-    from cblc.patient import count_fields, fit_baselines, fit_threshold, patient_table
+    from cblc.patient import count_fields, patient_table
     from cblc.ratio.prevalence import fit_clustering, validate
     from cblc.cells.stain import StainNormalizer, measure_stain
     main, failed = sorted(set(seen.center)), []; held = lambda t: t[t.patient_id.isin(cells.patient_id)]
     def tried(what, fit):
         try: return fit()
         except ValueError as e: failed.append(f'{what} could not be fitted on the main cohort: {" ".join(str(e).split())}')
-    table = patient_table(cells, held(cohort.patients))
-    v = tried('the correction of ratios', lambda: validate(cells, held(cohort.cells), main))
+    table = patient_table(cells, held(cohort.patients), vocabulary=cohort.vocabulary)
+    v = tried('the correction of ratios', lambda: validate(cells, held(cohort.cells), main, vocabulary=cohort.vocabulary))
     stain = tried('the stain of the main cohort', lambda: StainNormalizer('none').fit(measure_stain(list(spread(seen, 24).path))).to_dict())
-    base = tried('the naive baselines', lambda: fit_baselines(cells, main))
+    base = tried('the naive baselines', lambda: fit_baselines(cells, main, cohort.vocabulary))
     threshold = tried('the threshold of AML', lambda: fit_threshold(table, main))
     diagnosis = tried('the probability of AML', lambda: fit_diagnosis(table, main))
     freeze_bundle(out, Frozen(
@@ -136,7 +136,7 @@ def fit_study(
     plain = train(fit.by('plain', lr=s.lr, adapt_bn=0.), out.parent/'plain', f'plain on {cohort.name}') if s.baseline_plain else None
     held = part(found, 'valid', 'internal').to_numpy()
     cells = pd.concat([found, shape[[c for c in shape if c not in found]]], axis=1)[held].reset_index(drop=True)
-    cells = settle_artefacts(pd.concat([cells, clf.predict(two[held])], axis=1))
+    cells = mark_counted(settle_artefacts(pd.concat([cells, clf.predict(two[held])], axis=1)))
     _freeze_study(cohort, cells, cohort.images[cohort.images.image_id.isin(found.image_id)], out)
     stain = normalizer_of(Frozen.from_meta(read_bundle(out).meta), s.stain) if s.stain != 'none' else None
     return _other_opinions(cells, two[held], cohort.images, clf, plain, stain, crop, cohort.um_per_px)
@@ -194,7 +194,7 @@ def run_study(
     run.step('train', fingerprint(data, model, settings), fit,
              ['bundle/bundle.json', 'held_out.parquet'] + ['plain/bundle.json']*settings.baseline_plain)
     run.step('validate inside', fingerprint(data, model, settings, Path(run.folder/'bundle'/'bundle.json')),
-             lambda: _internal(cohort, read_cells(run.folder/'held_out.parquet'), split, run.folder/'bundle', settings, run.folder/'external'/'internal'), ['external/internal/center.json'])
+             lambda: _internal(cohort, mark_counted(read_cells(run.folder/'held_out.parquet')), split, run.folder/'bundle', settings, run.folder/'external'/'internal'), ['external/internal/center.json'])
     return _outside(run, root, cohort, external, segmenter, settings)
 
 def _outside(run, root, cohort, external, segmenter, settings):
@@ -215,7 +215,7 @@ def _outside(run, root, cohort, external, segmenter, settings):
     said = [*said, *[f'{c}: failed, {p}' for c, p in problems.items()]]
     links = {c: f'external/{c}/05_external.html' for c in external if c in done}
     return study_report(read_centers(folder, done), patients, cells, b.meta, b.id, run.folder/'report.html',
-                        f'Study of {cohort.name}', links, said)
+                        f'Study of {cohort.name}', links, said, vocabulary=cohort.vocabulary)
 
 # %% ../nbs/06_study.ipynb #c014
 def run_demo(

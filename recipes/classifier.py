@@ -19,11 +19,12 @@ from cblc.classifier import fit_classifier
 from cblc.cells.crops import STANDARD, crop_cells
 from cblc.data import VOCABULARY, read_image
 from cblc.matching import match
-from cblc.patient import cell_scores
+from cblc.core.measures import cell_scores
 from cblc.sources.public import box_polygon, split_by_name, public_root, read_bcisc, read_pbc
 from cblc.segmentation import Segmenter
 from cblc.study import SMEARS
-from cblc.sources.synthetic import CODES, MARROW, draw_field, random_style
+from cblc.sources.laboratories import random_style
+from cblc.sources.synthetic import CODES, MARROW, draw_field
 from cblc.learn.settings import fit_settings
 
 PBC = dict(BA='B', EO='E', ERB='R2|R3', LY='L', MO='M2', PMY='N1', MY='N2', MMY='N3', BNE='N4', SNE='N5', NEUTROPHIL='N4|N5', IG='N1|N2|N3')

@@ -19,7 +19,8 @@ import cv2, numpy as np, shapely
 from shapely.affinity import affine_transform
 from cblc.data import read_image, polygon_to_mask
 from cblc.sources.public import read_bcisc, read_pbc, read_txl, box_polygon
-from cblc.sources.synthetic import draw_field, random_style, MARROW, CODES
+from cblc.sources.laboratories import random_style
+from cblc.sources.synthetic import CODES, MARROW, draw_field
 from cblc.learn.segmenter import YoloSettings, cut_window, write_yolo_tiles, train_segmenter, export_segmenter
 from cblc.segmentation import equivalent_diameter
 

@@ -131,7 +131,8 @@ def _open_openvino(path, threads, precision):
     import openvino as ov
     from openvino.frontend import FrontEndManager
     frontend = FrontEndManager().load_by_framework('onnx')
-    settings = dict(INFERENCE_NUM_THREADS=threads, INFERENCE_PRECISION_HINT=precision, PERFORMANCE_HINT='LATENCY')
+    settings = dict(INFERENCE_NUM_THREADS=threads, INFERENCE_PRECISION_HINT=precision,
+                    PERFORMANCE_HINT='LATENCY')
     network = ov.Core().compile_model(frontend.convert(frontend.load(str(path))), 'CPU', settings)
     _check_one_input(path, len(network.inputs))
     request = network.create_infer_request()

@@ -17,7 +17,7 @@ from ..cells.morphology import crops_of_cohort
 from ..core.engine import progress_bar
 from .frozen import Frozen, NaiveBaselines
 from ..matching import match_cells
-from ..patient import settle_artefacts
+from ..patient import mark_counted, settle_artefacts
 from ..sources.toys import toy_cells
 from ..core.errors import InputError
 
@@ -48,7 +48,7 @@ def classify_images(images,               # images table: image_id, path, patien
     crops, shape = crops_of_cohort(images, found, settings, show, um_per_px)
     named = (classifier.predict(crops, adapt=True) if adapt else classifier.predict(crops)).set_axis(found.index)
     new = [t[[c for c in t if c not in found]] for t in (shape, named)]
-    return settle_artefacts(pd.concat([found, *new], axis=1)), crops, list(problems)
+    return mark_counted(settle_artefacts(pd.concat([found, *new], axis=1))), crops, list(problems)
 
 # %% ../../nbs/hospital/01_centers.ipynb #c008
 STAIN_FIELDS = 40       # fields of a center whose stain is measured, evenly spread over its images
@@ -86,7 +86,7 @@ def as_opinion(cells, name)->pd.DataFrame:
     if name not in opinions(cells):
         raise InputError(f'no opinion {name!r} in the cells table: it has {", ".join(opinions(cells)) or "none"}')
     own = {c: cells[f'{name}_{c}'] for c in ('category', 'cblc', 'p_cblc', 'p_artefact') if f'{name}_{c}' in cells}
-    return cells[[c for c in cells if not c.startswith(('p_', f'{name}_'))]].assign(**own)
+    return mark_counted(cells[[c for c in cells if not c.startswith(('p_', f'{name}_'))]].assign(**own))
 
 # %% ../../nbs/hospital/01_centers.ipynb #c011
 @dataclass(frozen=True)

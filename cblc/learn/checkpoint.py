@@ -10,7 +10,7 @@ import hashlib, json, math, os
 import numpy as np, pandas as pd, torch
 from contextlib import contextmanager
 from pathlib import Path
-from .leaves import balanced_accuracy
+from ..core.measures import balanced_accuracy
 from fastai.callback.core import Callback, CancelFitException
 
 # %% ../../nbs/learn/07_checkpoint.ipynb #c005

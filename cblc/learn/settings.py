@@ -32,7 +32,7 @@ class RunSettings:
     seed: int = 0                  # of all random draws
     threads: int = _knob(None, least=1)  # of the processor; None: as PyTorch has them
     device: str = 'auto'           # 'cpu', 'cuda', or 'auto': the accelerator where there is one
-    precision: str = _knob('auto', among=('auto', 'f32', 'bf16'))  # 'auto': mixed on an accelerator that can
+    precision: str = _knob('auto', among=('auto', 'f32', 'bf16'))  # 'auto': bf16 where it is fast
 
     @property
     def stage_epochs(self) -> tuple:
@@ -46,7 +46,7 @@ class NetworkSettings:
     dropout: float = _knob(0., share=True)  # before the last layer
     drop_path: float = _knob(0., share=True)  # of whole residual branches
     center_weight: float = 0.      # strength of the Gaussian window over the crop
-    norm: str = _knob('none', among=('none', 'image'))  # colors normalized by the training set, or by each crop
+    norm: str = _knob('none', among=('none', 'image'))  # colors normalized by the training set, or each crop
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class OptimizerSettings:
     warmup: float = _knob(.25, share=True)  # share of the steps until the top
     freeze: float = 0.             # share of the epochs in which all but the last layer is left alone
     patience: int = 0              # epochs without a better one until it stops; 0: never
-    monitor: str = _knob('loss', among=('loss', 'balanced_accuracy'))  # what is better, on validation cells
+    monitor: str = _knob('loss', among=('loss', 'balanced_accuracy'))  # what tells the best epoch
     reset_head: bool = False       # a fresh last layer for the second stage
     ema: float = _knob(0., share=True)  # decay of the average of the weights
     sam: float = 0.                # rho of sharpness-aware steps
@@ -91,16 +91,22 @@ class PredictionSettings:
 RECIPES = dict(  # what each recipe changes in the plain one
     plain=dict(),
     p1=dict(
+        dropout=.3, drop_path=.1, center_weight=.45,
         lr=5e-5, batch=512, weight_decay=1e-3, schedule='cosine', warmup=.2, freeze=.1, patience=10,
-        monitor='balanced_accuracy', reset_head=True, vote='equal', balance=1., tau=1., smoothing=.05, morphology=1.,
-        border_penalty=.05, far_penalty=.02, center_weight=.45, dropout=.3, drop_path=.1,
+        monitor='balanced_accuracy', reset_head=True,
+        balance=1., tau=1., smoothing=.05, morphology=1., border_penalty=.05, far_penalty=.02,
         border=.6, light=.1, sharpness=.5,
+        vote='equal',
     ),
     cblc=dict(
-        view='sized', appearance=.5, tta=8, adapt_bn=1., balance=1., smoothing=.05, stain=.5, zoom=.1, spin=True,
+        balance=1., smoothing=.05,
+        stain=.5, zoom=.1, spin=True,
+        view='sized', appearance=.5, tta=8, adapt_bn=1.,
     ),
     home=dict(
-        view='sized', tta=8, balance=.5, smoothing=.05, stain=.1, zoom=.1, spin=True, resample=.5,
+        balance=.5, smoothing=.05,
+        stain=.1, zoom=.1, spin=True, resample=.5,
+        view='sized', tta=8,
     ),
 )
 

@@ -10,7 +10,9 @@ __all__ = ['Laboratory', 'make_laboratory', 'World', 'make_world', 'judge', 'cov
 import numpy as np, pandas as pd
 from dataclasses import dataclass
 from scipy import special
-from ..patient import BANDS, THRESHOLDS, _axis, _exact
+from ..core.measures import axes_for, exact_interval
+from ..data import VOCABULARY
+from ..patient import BANDS, THRESHOLDS
 from .prevalence import Validation, adjusted_count, correct_ratios, em_prevalence, undo_recall, validate
 
 # %% ../../nbs/ratio/01_coverage.ipynb #c007
@@ -34,9 +36,9 @@ def make_laboratory(rng, differ=0., n_patients=20)->Laboratory:
     n1, n0 = int(rng.integers(400, 1500)), int(rng.integers(1500, 6000)); t = np.arange(n1 + n0) < n1
     who, shift = rng.integers(0, n_patients, n1 + n0), rng.normal(0, differ, n_patients)
     found = rng.random(n1 + n0) < np.where(t, lab['recall_cblc'], lab['recall_other'])
-    cells = pd.DataFrame(dict(cell_id=np.arange(n1 + n0), patient_id=who, code=np.where(t, 'N', 'L'), category='N', p_cblc=_call(t, shift[who], lab['strength'], lab['prior'], rng)))
+    cells = pd.DataFrame(dict(cell_id=np.arange(n1 + n0), patient_id=who, code=np.where(t, 'N', 'L'), category='N', counted=True, p_cblc=_call(t, shift[who], lab['strength'], lab['prior'], rng)))
     cells['cblc'] = cells.p_cblc >= .5
-    return Laboratory(**lab, differ=differ, validation=validate(cells[found], cells.assign(match_id=cells.cell_id.where(found))))
+    return Laboratory(**lab, differ=differ, validation=validate(cells[found], cells.assign(match_id=cells.cell_id.where(found)), vocabulary=VOCABULARY))
 
 # %% ../../nbs/ratio/01_coverage.ipynb #c008
 @dataclass(frozen=True)
@@ -85,14 +87,14 @@ def judge(world, clustering=None)->pd.DataFrame:   # `correct_ratios` and truth,
     "Compare intervals with the truth, patient by patient"
     t = correct_ratios(world.fields, world.validation, clustering, patient_ids=world.truth.index); t['truth'] = world.truth
     t['band'] = np.array(BANDS, object)[np.searchsorted(THRESHOLDS, t.truth, side='right')]
-    t['binomial_low'], t['binomial_high'] = _exact((t.raw_ratio*t.n_cells).round(), t.n_cells)
+    t['binomial_low'], t['binomial_high'] = exact_interval((t.raw_ratio*t.n_cells).round(), t.n_cells)
     for kind in ('binomial', 'corrected'): t[f'{kind}_covers'] = (t[f'{kind}_low'] <= t.truth) & (t.truth <= t[f'{kind}_high'])
     return t
 
 def coverage_table(judged, by='band')->pd.DataFrame:   # one row a group, and `all`
     "Count kept promises by band of the true ratio"
     def row(g):
-        low, high = _exact(g.corrected_covers.sum(), len(g)); mae = lambda c: (g[c] - g.truth).abs().mean()
+        low, high = exact_interval(g.corrected_covers.sum(), len(g)); mae = lambda c: (g[c] - g.truth).abs().mean()
         return dict(n=len(g), coverage=g.corrected_covers.mean(), low=low, high=high, below=(g.corrected_high < g.truth).mean(),
                     above=(g.corrected_low > g.truth).mean(), binomial=g.binomial_covers.mean(),
                     width=(g.corrected_high - g.corrected_low).mean(), mae_raw=mae('raw_ratio'), mae_corrected=mae('corrected_ratio'), mae_ratio=mae('corrected_ratio')/mae('raw_ratio'))
@@ -116,7 +118,7 @@ def point_errors(world, judged)->pd.DataFrame:   # mean absolute error in percen
 # %% ../../nbs/ratio/01_coverage.ipynb #c027
 def plot_coverage(table, ax=None):
     "Plot coverage by group with its own interval, beside the binomial interval's"
-    ax = _axis(ax, (4.6, 3)); d = table.drop(index='all'); x = np.arange(len(d))
+    ax = axes_for(ax, (4.6, 3)); d = table.drop(index='all'); x = np.arange(len(d))
     names = [i if isinstance(i, str) else f'{100*i:g} %' for i in d.index]
     ax.axhspan(93, 97, color='#cfe3cf', lw=0); ax.axhline(95, color='#7a9', lw=.8)
     ax.errorbar(x, 100*d.coverage, 100*np.c_[d.coverage - d.low, d.high - d.coverage].T, fmt='o', color='#b5105e',
@@ -129,11 +131,11 @@ def plot_coverage(table, ax=None):
 
 def plot_promises(judged, ax=None, bins=(0, .05, .2, .4, .6, .8, .95, 1)):
     "Plot how often patients were at or above a threshold against the confidence stated"
-    ax = _axis(ax, (3.2, 3)); ax.plot([0, 100], [0, 100], color='#999', lw=1, ls='--')
+    ax = axes_for(ax, (3.2, 3)); ax.plot([0, 100], [0, 100], color='#999', lw=1, ls='--')
     for t, color in zip(THRESHOLDS, ('#4c8c2b', '#1e63c4', '#b5105e')):
         p, y = judged[f'p_ge_{100*t:.0f}'], judged.truth >= t; g = pd.cut(p, bins, include_lowest=True)
         n, k, x = (s.groupby(g, observed=True).agg(f) for s, f in ((y, 'size'), (y, 'sum'), (p, 'mean')))
-        low, high = _exact(k, n)
+        low, high = exact_interval(k, n)
         ax.errorbar(100*x, 100*k/n, 100*np.abs(np.array([low, high]) - (k/n).to_numpy()), fmt='o-', ms=4, lw=1, color=color,
                     label=f'{100*t:.0f} %')
     ax.set(xlabel='confidence stated, %', ylabel='came true, %', title=f'n={len(judged)} patients'); ax.title.set_fontsize(9)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from scipy import special, stats
 from scipy.stats import qmc
-from ..data import VOCABULARY
-from ..patient import THRESHOLDS, CountSettings, _axis, _blast_like, _main_only, _need, count_fields, countable
 from ..core.errors import InputError
+from ..core.measures import axes_for
+from ..data import Vocabulary, main_only, need_columns
+from ..patient import THRESHOLDS, count_fields, counted_cells, expert_cblc
 
 # %% ../../nbs/ratio/00_prevalence.ipynb #c007
 def adjusted_count(q,               # share called CBLC, 0-1; arrays too
@@ -102,15 +103,15 @@ def patient_icc(k,                  # patients, successes
 def validate(cells,                 # classified cells with the expert's `code` where matched
              expert=None,           # all expert cells with `match_id` (missing: not found); None: recall is unknown
              main_centers=None,     # refuse cells of any other center
-             settings=CountSettings(), vocabulary=VOCABULARY
+             *, vocabulary:Vocabulary   # what the codes mean
             )->Validation:
     "Count a classifier's validation on cells that had no part in its training"
-    _need(cells, ['code', 'cblc'], 'validation')
+    need_columns(cells, ['code', 'cblc', 'counted'], 'validation')
     def nucleated(c): return c[c.code.notna()][lambda c: vocabulary.is_nucleated(c.code).to_numpy(bool)]
-    def is_cblc(c): return _blast_like(c.code, vocabulary)
+    def is_cblc(c): return expert_cblc(c.code, vocabulary=vocabulary)
     c = nucleated(cells)
-    if main_centers is not None: _main_only(c, main_centers, 'the validation')
-    kept = c[countable(c, settings)]; t, y = is_cblc(kept), kept.cblc.to_numpy(bool)
+    if main_centers is not None: main_only(c, main_centers, 'the validation')
+    kept = counted_cells(c); t, y = is_cblc(kept), kept.cblc.to_numpy(bool)
     every = is_cblc(c if expert is None else nucleated(expert[~expert['ignored'].astype(bool)] if 'ignored' in expert else expert))
     missed = every.sum() - t.sum(), (~every).sum() - (~t).sum()
     if min(missed) < 0: raise InputError(f'{len(every)} expert cells but {len(t)} of them found: pass all expert cells of the same fields')
@@ -250,10 +251,10 @@ _NOBODY = pd.DataFrame(dict(patient_id=['x'], n=[1], n_cblc=[0], p=[0.]))       
 
 # %% ../../nbs/ratio/00_prevalence.ipynb #c033
 def correct_patient(cells,                  # classified cells of one patient
-                    validation, clustering=Clustering(), settings=CountSettings()
+                    validation, clustering=Clustering(), level=.95
                    )->dict:                 # corrected_ratio, corrected_interval, p_ge_5, p_ge_10, p_ge_20, warnings
     "Correct one patient's ratio, and say what the correction rests on"
-    t = correct_ratios(count_fields(cells, settings), validation, clustering, level=settings.level)
+    t = correct_ratios(count_fields(cells), validation, clustering, level=level)
     if len(t) > 1: raise InputError(f'{len(t)} patients in the cells table: pass the cells of one')
     r = t.iloc[0] if len(t) else pd.Series(np.nan, t.columns)
     out = dict(corrected_ratio=float(r.corrected_ratio),
@@ -286,7 +287,7 @@ def more_cells(fields,                      # from `count_fields`
 def plot_confidence(fields, validation, clustering=Clustering(), ax=None):
     "Plot how strongly each patient's count speaks for at least each ratio"
     from matplotlib import colormaps
-    ax = _axis(ax, (4.4, 3)); t = correct_ratios(fields, validation, clustering)
+    ax = axes_for(ax, (4.4, 3)); t = correct_ratios(fields, validation, clustering)
     x = np.linspace(.001, min(1, 1.25*t.corrected_high.max() + .02), 160)
     for i, (f, v) in enumerate((g, v) for f, v in _groups(fields, validation) for _, g in f.groupby('patient_id', sort=False)):
         s, r = _sizes(f), t.loc[f.patient_id.iloc[0]]; w = _icc_weights(f, s, v, clustering)
@@ -301,7 +302,7 @@ def plot_confidence(fields, validation, clustering=Clustering(), ax=None):
 
 def plot_corrected(table, truth, ax=None):
     "Plot raw and corrected ratios with intervals against the true ones"
-    ax = _axis(ax, (3.6, 3.4)); d = table.assign(t=truth).dropna(subset=['t', 'corrected_ratio'])
+    ax = axes_for(ax, (3.6, 3.4)); d = table.assign(t=truth).dropna(subset=['t', 'corrected_ratio'])
     hi = 100*max([.1, *d.corrected_high, *d.t])
     ax.plot([0, hi], [0, hi], color='#999', lw=1, ls='--')
     ax.vlines(100*d.t, 100*d.corrected_low, 100*d.corrected_high, color='#e3b8cc', lw=1)

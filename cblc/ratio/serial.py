@@ -8,7 +8,9 @@ __all__ = ['count_smears', 'draw_ratios', 'change', 'serial_table', 'smallest_ch
 # %% ../../nbs/ratio/03_serial.ipynb #c003
 import numpy as np, pandas as pd
 from scipy import stats
-from ..patient import _axis, _need, count_fields
+from ..core.measures import axes_for
+from ..data import need_columns
+from ..patient import count_fields
 from .prevalence import Clustering, _error_rates, _icc_weights, _moments, _sizes, _sobol, adjusted_count, correct_ratios, undo_recall
 from ..core.errors import InputError
 
@@ -17,7 +19,7 @@ def count_smears(cells,                     # classified cells of one patient's 
                  by='smear_id'              # the column that tells smears apart
                 )->pd.DataFrame:            # as `count_fields`, with the smear in place of the patient
     "Count the fields of every smear of one patient"
-    _need(cells, [by, 'patient_id'], 'serial smears')
+    need_columns(cells, [by, 'patient_id'], 'serial smears')
     if cells.patient_id.nunique() > 1: raise InputError(f'{cells.patient_id.nunique()} patients in the cells table: pass the smears of one')
     return count_fields(cells.assign(patient_id=cells[by]))
 
@@ -92,7 +94,7 @@ def smallest_change(ratio,                  # of the first smear, 0-1
 def plot_serial(table,                      # from `serial_table`
                 ax=None):
     "Plot a patient's corrected ratio over time; a filled dot where the change since the last smear is real"
-    ax = _axis(ax, (6, 3)); d = table[table.n_cells > 0]; top = 100*max(.25, d.corrected_high.max() if len(d) else 0)
+    ax = axes_for(ax, (6, 3)); d = table[table.n_cells > 0]; top = 100*max(.25, d.corrected_high.max() if len(d) else 0)
     for a, b, color in zip((0, 5, 10, 20), (5, 10, 20, 100), ('#e8f1e8', '#fbf3d5', '#fbe0c8', '#f6cfd0')):
         ax.axhspan(a, min(b, top*1.15), color=color, lw=0, zorder=0)
     ax.plot(d.date, 100*d.corrected_ratio, color='#b5105e', lw=1)

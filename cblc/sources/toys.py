@@ -101,7 +101,7 @@ def toy_cells(
     patient_id: str = 'toy',  # the patient's name, with which those of cells and fields begin
     center: str = 'center1',  # the laboratory's name
     seed: int = 0,            # decides every draw
-) -> pd.DataFrame:            # a classified cells table with the true `code`
+) -> pd.DataFrame:            # a classified cells table with the true `code`, every cell counted
     "Draw the classified cells table of one patient"
     if not (0 <= ratio <= 1 and 0 <= icc < 1):
         raise InputError(f'no toy patient with ratio={ratio}, icc={icc}', 'give both between 0 and 1')
@@ -116,4 +116,4 @@ def toy_cells(
         patient_id=patient_id, center=center, code=codes,
         nc_ratio=rng.beta(np.where(is_cblc, 9, 8), np.where(is_cblc, 4, 9)),  # blasts: a large nucleus
     ))
-    return cells.join(opinion)
+    return cells.join(opinion).assign(counted=np.ones(n, bool), why_not='')
