@@ -46,6 +46,15 @@ class DiffusionSettings(DenoiserSettings):
         "Take the part that concerns the network alone"
         return DenoiserSettings(**{f.name: getattr(self, f.name) for f in fields(DenoiserSettings)})
 
+    def for_cells(
+        self,
+        n: int,  # training cells
+    ) -> 'DiffusionSettings':
+        "Turn epochs into steps"
+        if not self.epochs:
+            return self
+        return replace(self, steps=self.epochs*max(1, round(n/self.batch)))
+
     def to_json(self) -> dict:
         "List the settings for a bundle, under the names that bundles have always had"
         return {_FORMER_NAMES.get(name, name): value for name, value in asdict(self).items()}
@@ -128,7 +137,7 @@ class DiffusionClassifier:
         meter: ErrorMeter,  # of n crops
     ) -> np.ndarray:        # n x classes: log likelihoods
         "Calculate what the appearance of crops tells of their class before the denoiser has run"
-        return -self.profile.appearance.unlikely(meter.features)
+        return -self.profile.appearance.negative_log_density(meter.features)
 
     def race(
         self,
@@ -228,6 +237,9 @@ def _single_class(stage, name):
 def _restrict(leaves, seen):
     "Leave out the leaves that were not in training, since a denoiser has no others: leaves, and a note"
     names = tuple(leaves.names[i] for i in seen)
+    if len(names) < 2:
+        problem = f"only {', '.join(names) or 'nothing'} left to learn"
+        raise InputError(problem, 'give cells of at least two labels', 'training')
     missing = [name for name in leaves.names if name not in names]
     note = (f"{', '.join(missing)}: not in training and cannot be named",) if missing else ()
     cblc = tuple(leaves.cblc[i] for i in seen) if leaves.has_cblc else leaves.cblc
@@ -273,12 +285,21 @@ def _calibrate(model, valid):
     return replace(model, temperature=temperature, metrics=scores | dict(runs_a_cell=runs))
 
 # %% ../../nbs/diffusion/03_classifier.ipynb #c011
-def _prepare(crops, labels, patient_ids, valid, settings, vocabulary):
+def _learn_errors(model, train, valid):
+    "Complete a model whose network is trained: profile, bank, temperature and scores"
+    rng = np.random.default_rng(model.settings.seed)
+    model = replace(model, profile=_fit_profile(model, train, valid, rng))
+    bank, time_weight = _fit_bank(model, valid, rng)
+    return _calibrate(replace(model, bank=bank, time_weight=time_weight), valid)
+
+
+def _prepare(crops, labels, patient_ids, centers, valid, settings, vocabulary):
     "Sort out cells and labels: leaves, training and validation cells (crops, classes), notes"
     parts, stages = [(crops, labels, patient_ids)], ('training', 'validation')
     if valid is not None:
         parts.append((*valid, None)[:3])
-    leaves = make_leaves(pd.concat([pd.Series(part[1], dtype=object) for part in parts]), vocabulary)
+    labels = pd.concat([pd.Series(part[1], dtype=object) for part in parts])
+    leaves = make_leaves(labels, vocabulary=vocabulary)
     parts = [
         stage_cells(*part, leaves, vocabulary=vocabulary, size=settings.size, what=name)
         for part, name in zip(parts, stages)
@@ -288,15 +309,14 @@ def _prepare(crops, labels, patient_ids, valid, settings, vocabulary):
     x, y, train_note = _single_class(train, 'training')
     valid_x, valid_y, valid_note = _single_class(held_out, 'validation')
     seen = np.unique(y)
-    if len(seen) < 2:
-        only = ', '.join(np.array(leaves.names)[seen]) or 'nothing'
-        raise InputError(f'only {only} left to learn', 'give cells of at least two labels', 'training')
     restricted, leaf_note = _restrict(leaves, seen)
     position = np.full(len(leaves.names), -1)
     position[seen] = np.arange(len(seen))
     known = position[valid_y] >= 0
     notes = [note for part in parts for note in part.notes] + [how]*bool(how)
     notes += [*train_note, *valid_note, *leaf_note]
+    if centers is not None:
+        notes.append(f"centers: {', '.join(sorted(set(map(str, centers))))}")
     return restricted, (x, position[y]), (valid_x[known], position[valid_y[known]]), notes
 
 # %% ../../nbs/diffusion/03_classifier.ipynb #n003
@@ -305,35 +325,34 @@ def fit_diffusion(
     labels,                 # n: codes, or free names where `vocabulary` is None; missing: not used
     patient_ids=None,       # n, or None: the split is then by image
     centers=None,           # n, or None; their names are noted
-    settings: DiffusionSettings = DiffusionSettings(),  # how it is trained
-    valid=None,             # crops, labels, patient_ids of other patients; None: a share of the patients
+    settings: DiffusionSettings = DiffusionSettings(),  # of its training
+    valid=None,             # crops, labels, patient_ids of others; None: a share of the patients
     out=None,               # folder for the checkpoint, or None
-    progress: bool = True,  # a bar, on a terminal and after 2 s
+    progress: bool = True,  # a bar on a terminal
     *,
     vocabulary,             # of the labels; None: free names
 ) -> DiffusionClassifier:   # InputError where cells, labels or settings are at fault
     "Train a diffusion classifier, or go on where that was stopped"
-    leaves, train, valid, notes = _prepare(crops, labels, patient_ids, valid, settings, vocabulary)
-    if centers is not None:
-        notes.append(f"centers: {', '.join(sorted(set(map(str, centers))))}")
-    x, y = train
-    if settings.epochs:
-        settings = replace(settings, steps=settings.epochs*max(1, round(len(x)/settings.batch)))
-    notes.append(f'{len(x)} cells, {settings.steps} steps')
-    net, losses = fit_denoiser(x, y, len(leaves.names), settings.denoiser(), out, progress=progress)
+    cells = crops, labels, patient_ids, centers
+    leaves, train, valid, notes = _prepare(*cells, valid, settings, vocabulary)
+    settings = settings.for_cells(len(train[0]))
+    notes.append(f'{len(train[0])} cells, {settings.steps} steps')
+    net, losses = fit_denoiser(*train, len(leaves.names), settings.denoiser(), out, progress=progress)
     model = DiffusionClassifier(
         leaves, net, Probes.grid(*settings.candidates, seed=settings.seed), None, None,
         alpha=settings.alpha, settings=settings, vocabulary=vocabulary, notes=tuple(notes),
         losses=losses, device=settings.device,
     )
-    rng = np.random.default_rng(settings.seed)
-    model = replace(model, profile=_fit_profile(model, train, valid, rng))
-    bank, time_weight = _fit_bank(model, valid, rng)
-    return _calibrate(replace(model, bank=bank, time_weight=time_weight), valid)
+    return _learn_errors(model, train, valid)
 
 # %% ../../nbs/diffusion/03_classifier.ipynb #c013
 _BANK_KEYS = dict(pairs='probes', gain='gains', scale='scales', info='information', start='start_weight')
 _NORMAL_KEYS = ('center', 'unit', 'means', 'whiten')  # in the order of the fields of `Normals`
+
+
+def _net_arrays(net):
+    "List a network's weights by their names on disk, in half precision"
+    return {f'net.{name}': value.cpu().numpy().astype(np.float16) for name, value in net.state_dict().items()}
 
 
 def _profile_arrays(profile):
@@ -376,7 +395,7 @@ def _describe(model):
 
 
 def save_diffusion(
-    model: DiffusionClassifier,
+    model: DiffusionClassifier,  # trained
     folder,                   # of the bundle, made if need be
     trained_on: str,          # on which pictures, from where, under which licence
     trained_how: str,         # the command that makes it again
@@ -398,8 +417,7 @@ def save_diffusion(
     vocabulary = model.vocabulary.to_rows() if model.vocabulary is not None else None
     optional = dict(vocabulary=vocabulary, licence=licence, created=created)
     meta |= {key: value for key, value in optional.items() if value}
-    weights = {f'net.{k}': v.cpu().numpy().astype(np.float16) for k, v in model.net.state_dict().items()}
-    return write_bundle(folder, meta, weights | _profile_arrays(model.profile))
+    return write_bundle(folder, meta, _net_arrays(model.net) | _profile_arrays(model.profile))
 
 # %% ../../nbs/diffusion/03_classifier.ipynb #n005
 def _read_net(bundle, arrays):

@@ -198,9 +198,9 @@ class Profile:
             return ((null - self.null_error[0])/self.null_error[1]).mean(1)
         distances = 0
         if kind in ('both', 'appearance'):
-            distances = distances + self.appearance.unlikely(features)
+            distances = distances + self.appearance.negative_log_density(features)
         if kind in ('both', 'errors'):
-            distances = distances + self.errors.unlikely(error_profile(errors))
+            distances = distances + self.errors.negative_log_density(error_profile(errors))
         return distances.min(1)
 
     def anomaly(
