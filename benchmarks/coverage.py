@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np, pandas as pd
 from cblc.data import VOCABULARY
 from cblc.ratio.coverage import coverage_table, judge, make_world, point_errors
-from cblc.patient import patient_table, count_fields
+from cblc.ratio.patients import count_fields, patient_table
 from cblc.ratio.prevalence import Validation, correct_ratios
 
 RATIOS = (.01, .03, .05, .10, .20, .40, .60)

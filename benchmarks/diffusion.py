@@ -16,9 +16,9 @@ cost       the published protocol and ours with the same weights on test cells, 
 
 Weights: those that ship for in-domain, anomaly (ERB, LMU) and cost, unless --train. Pictures come as single
 cells, found, lit alike and at one scale a source (`SIZED` of cblc.cells.crops), at 64 px. PBC names no
-patients, so figures flatter all models alike. Intervals: bootstrap over pictures (in low-data over draws of training
-cells, too), 2,000 draws (AUC: 200, cost: 500). --work keeps the crops, and the models of all but low-data,
-for the next command and for the same one after a stop. --results adds the table to a JSON file;
+patients, so figures flatter all models alike. Intervals: bootstrap over pictures (in low-data over draws of
+training cells, too), 2,000 draws (AUC: 200, cost: 500). --work keeps the crops, and the models of all but
+low-data, for the next command and for the same one after a stop. --results adds the table to a JSON file;
 diffusion/03_classifier draws from benchmarks/diffusion.json.
 """
 import argparse

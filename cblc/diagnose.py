@@ -14,7 +14,7 @@ from .core.bundle import read_bundle, shipped
 from .core.errors import InputError
 from .core.run import Run
 from .core.slides import SLIDE_SUFFIXES, slide_fields
-from .data import BadImage, image_paths
+from .core.images import BadImage, image_paths
 
 # %% ../nbs/07_diagnose.ipynb #c005
 @dataclass(frozen=True)
@@ -161,7 +161,8 @@ def diagnose(
     images, cells, crops, unreadable = _name_cells(pictures, patient, classifier, segmenter)
     warnings = _to_mind(run, [*pictures.problems, *unreadable], bundle.meta)
     n_read = len(images) - len(unreadable)
-    summary = summarize_patient(cells, patient, n_read, bundle.id, warnings, vocabulary=vocabulary)
+    counted = summarize_patient(cells, patient, n_read, bundle.id, warnings, vocabulary=vocabulary)
+    summary = counted.to_json()
     corrected, course, notes = _correction(cells, images, bundle.meta)
     summary = {**summary, **corrected, 'warnings': [*summary['warnings'], *notes]}
     write_patient(summary, cells, images, run.folder, crops, bundle.meta, course, vocabulary=vocabulary)

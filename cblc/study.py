@@ -11,7 +11,8 @@ from dataclasses import dataclass, asdict, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 import cblc
-from .data import VOCABULARY, Cohort, assert_disjoint, read_cells, read_cohort, split_patients, write_cells
+from .core.contours import read_cells, write_cells
+from .data import assert_disjoint, Cohort, read_cohort, split_patients, VOCABULARY
 from .core.bundle import read_bundle, shipped
 from .cells.crops import STANDARD
 from .cells.morphology import crops_of_cohort, keep_p1
@@ -72,7 +73,7 @@ def _freeze_study(cohort, cells, seen, out):
     from cblc.hospital.judge import fit_baselines, fit_threshold, stain_rows
     from cblc.hospital.centers import spread
     from cblc.ratio.diagnosis import fit_diagnosis
-    from cblc.patient import count_fields, patient_table
+    from cblc.ratio.patients import count_fields, patient_table
     from cblc.ratio.prevalence import fit_clustering, validate
     from cblc.cells.stain import StainNormalizer, measure_stain
     main, failed = sorted(set(seen.center)), []; held = lambda t: t[t.patient_id.isin(cells.patient_id)]
@@ -113,7 +114,7 @@ def fit_study(
     "Train in two stages, save the bundle, freeze what was fitted on the main cohort."
     from cblc.classifier import Classifier, fit_classifier
     from cblc.learn.settings import fit_settings
-    from cblc.external import normalizer_of
+    from cblc.external import frozen_normalizer
     from cblc.hospital.frozen import Frozen
     s, out, crop = settings, Path(out), replace(STANDARD, size=settings.size)
     part = lambda cells, *names: cells.patient_id.map(split).isin(names)
@@ -138,7 +139,7 @@ def fit_study(
     cells = pd.concat([found, shape[[c for c in shape if c not in found]]], axis=1)[held].reset_index(drop=True)
     cells = mark_counted(settle_artefacts(pd.concat([cells, clf.predict(two[held])], axis=1)))
     _freeze_study(cohort, cells, cohort.images[cohort.images.image_id.isin(found.image_id)], out)
-    stain = normalizer_of(Frozen.from_meta(read_bundle(out).meta), s.stain) if s.stain != 'none' else None
+    stain = frozen_normalizer(Frozen.from_meta(read_bundle(out).meta), s.stain) if s.stain != 'none' else None
     return _other_opinions(cells, two[held], cohort.images, clf, plain, stain, crop, cohort.um_per_px)
 
 # %% ../nbs/06_study.ipynb #c011
@@ -162,7 +163,7 @@ def _internal(cohort, cells, split, bundle, settings, folder):
     b = read_bundle(bundle, 'classifier'); ids = split.index[split == 'internal']
     mine = lambda t: t[t.patient_id.isin(ids)].reset_index(drop=True)
     d = CenterData('internal', 'internal', mine(cohort.patients), mine(cohort.images), mine(cohort.cells), mine(cells),
-                   Frozen.from_meta(b.meta), [], b.id, b.meta)
+                   Frozen.from_meta(b.meta), [], b.id, b.meta, vocabulary=cohort.vocabulary)
     result, table = evaluate_center(d, settings.n_boot, settings.seed)
     result = replace(result, warnings=[*result.warnings, 'the patients\' threshold, the correction of ratios and the probability of AML '
                                        'were fitted on valid and internal patients: these figures are optimistic'])

@@ -100,11 +100,12 @@ def delong(
     truth,    # n, 0 or 1
     *scores,  # n each, higher means positive
 ) -> tuple:   # AUCs (k) and their covariance matrix (k x k); NaN where a class is missing
-    "Compute AUCs of the same patients and their covariance (DeLong and others 1988, by midranks after Sun and Xu 2014)"
+    "Compute AUCs of the same patients and their covariance by midranks (Sun and Xu 2014)"
     truth, scores = np.asarray(truth, bool), np.atleast_2d(np.array(scores, float))
     k, n_pos, n_neg = len(scores), truth.sum(), (~truth).sum()
     if scores.shape[1] != len(truth):
-        raise InputError(f'{len(truth)} truths and {scores.shape[1]} scores do not belong together', 'pass aligned arrays')
+        problem = f'{len(truth)} truths and {scores.shape[1]} scores do not belong together'
+        raise InputError(problem, 'pass aligned arrays')
     if np.isnan(scores).any():
         raise InputError('a score is missing', 'leave those patients out first, and count them')
     if not n_pos or not n_neg:
@@ -149,12 +150,12 @@ def compare_auc(
         variance = covariance_a[0, 0] + covariance_b[0, 0]
     difference, sd = area_a - area_b, np.sqrt(np.maximum(variance, 0))
     z = stats.norm.ppf((1 + level)/2)
+    statistic = 0. if difference == 0 else np.nan
     if sd > 0:
         statistic = difference/sd
-    else:
-        statistic = 0. if difference == 0 else np.nan
-    return dict(auc_a=float(area_a), auc_b=float(area_b), difference=float(difference), low=float(difference - z*sd),
-                high=float(difference + z*sd), z=float(statistic), p=float(2*stats.norm.sf(abs(statistic))))
+    figures = dict(auc_a=area_a, auc_b=area_b, difference=difference, low=difference - z*sd,
+                   high=difference + z*sd, z=statistic, p=2*stats.norm.sf(abs(statistic)))
+    return {name: float(value) for name, value in figures.items()}
 
 # %% ../../nbs/core/07_measures.ipynb #c025
 def _f1(right, wrong):
@@ -163,14 +164,15 @@ def _f1(right, wrong):
 
 def confusion_rates(
     counts,  # ... x 4: true positives, false positives, false negatives, true negatives
-) -> dict:   # weighted_f1, sensitivity, specificity, balanced_accuracy, each of shape ...; NaN where undefined
+) -> dict:   # weighted_f1, sensitivity, specificity, balanced_accuracy, each of shape ...; or NaN
     "Turn confusion counts into rates"
     tp, fp, fn, tn = np.moveaxis(np.asarray(counts, float), -1, 0)
     with np.errstate(divide='ignore', invalid='ignore'):
         sensitivity, specificity = tp/(tp + fn), tn/(tn + fp)
         weighted = (tp + fn)*_f1(tp, fp + fn) + (tn + fp)*_f1(tn, fp + fn)
-        return dict(weighted_f1=weighted/(tp + fp + fn + tn), sensitivity=sensitivity, specificity=specificity,
-                    balanced_accuracy=(sensitivity + specificity)/2)
+        weighted_f1 = weighted/(tp + fp + fn + tn)
+    return dict(weighted_f1=weighted_f1, sensitivity=sensitivity, specificity=specificity,
+                balanced_accuracy=(sensitivity + specificity)/2)
 
 # %% ../../nbs/core/07_measures.ipynb #c026
 def balanced_accuracy(
@@ -186,14 +188,15 @@ def youden_threshold(
     truth,  # n, 0 or 1
     score,  # n, NaN is left out; positive is a score at or above the threshold
 ) -> float:  # NaN where a class is missing
-    "Find the threshold with the largest sensitivity + specificity - 1 (Youden 1950), midway between two scores"
+    "Find the threshold of the largest sensitivity + specificity - 1 (Youden 1950), midway between scores"
     truth, score = np.asarray(truth, bool), np.asarray(score, float)
     truth, score = truth[~np.isnan(score)], score[~np.isnan(score)]
     if not truth.any() or truth.all():
         return np.nan
     values = np.unique(score)
     cuts = np.r_[values[0], (values[1:] + values[:-1])/2]
-    return float(cuts[np.argmax([(score[truth] >= cut).mean() + (score[~truth] < cut).mean() for cut in cuts])])
+    together = [(score[truth] >= cut).mean() + (score[~truth] < cut).mean() for cut in cuts]
+    return float(cuts[np.argmax(together)])
 
 # %% ../../nbs/core/07_measures.ipynb #c030
 N_BINS = 15  # of the calibration error (Guo and others 2017)
@@ -201,8 +204,8 @@ N_BINS = 15  # of the calibration error (Guo and others 2017)
 def _bin_sums(truth, p, weights, group, n_groups, bins):
     "Sum weights, probabilities and truths by group and bin: n_groups x 3 x bins"
     cell = group*bins + np.clip((p*bins).astype(int), 0, bins - 1)
-    sums = [np.bincount(cell, x, n_groups*bins).reshape(n_groups, bins) for x in (weights, weights*p, weights*truth)]
-    return np.stack(sums, 1)
+    sums = [np.bincount(cell, x, n_groups*bins) for x in (weights, weights*p, weights*truth)]
+    return np.stack([x.reshape(n_groups, bins) for x in sums], 1)
 
 def _bin_error(sums):
     "Compute the calibration error of sums ... x 3 x bins"
@@ -248,7 +251,8 @@ def plot_calibration(
     ax.plot([0, 1], [0, 1], color='#999', lw=1, ls='--')
     ax.vlines(stated/n, low, high, color='#1e63c4', lw=1)
     ax.scatter(stated/n, true/n, s=12 + 150*n/max(n.max(initial=0), 1), color='#1e63c4', alpha=.85, zorder=3)
-    ax.set(xlabel='stated probability of CBLC', ylabel='share that were CBLC', xlim=(-.03, 1.03), ylim=(-.03, 1.03),
+    limits = (-.03, 1.03)
+    ax.set(xlabel='stated probability of CBLC', ylabel='share that were CBLC', xlim=limits, ylim=limits,
            aspect='equal')
     ax.set_title(f'ECE {expected_calibration_error(truth, p):.3f}, n={len(truth)} cells', fontsize=9)
     return ax
@@ -261,11 +265,13 @@ def _aligned(truth, p, decision, weights):
     truth, p = np.asarray(truth, float), np.asarray(p, float)
     decision = (p >= .5).astype(float) if decision is None else np.asarray(decision, float)
     if not len(truth) == len(p) == len(decision):
-        raise InputError(f'{len(truth)} truths, {len(p)} scores and {len(decision)} decisions do not belong together',
-                         'pass aligned arrays')
+        problem = f'{len(truth)} truths, {len(p)} scores and {len(decision)} decisions do not belong together'
+        raise InputError(problem, 'pass aligned arrays')
     if np.isnan(np.r_[truth, p, decision]).any():
-        raise InputError('truth, score or decision has missing values', 'drop those cells first, and count them')
-    return truth, p, decision, np.ones(len(truth)) if weights is None else np.asarray(weights, float)
+        problem = 'truth, score or decision has missing values'
+        raise InputError(problem, 'drop those cells first, and count them')
+    weights = np.ones(len(truth)) if weights is None else np.asarray(weights, float)
+    return truth, p, decision, weights
 
 def _flat_row(figures, draws, probability, level):
     "Lay figures and bootstrap intervals out as one flat row; an interval needs half of the draws defined"
@@ -282,39 +288,51 @@ def _flat_row(figures, draws, probability, level):
     return row
 
 # %% ../../nbs/core/07_measures.ipynb #c039
+def _sums_by_patient(truth, p, decision, weights, patient, n_patients):
+    "Sum confusion counts (patients x 4) and calibration bins (patients x 3 x bins)"
+    outcomes = (truth*decision, (1 - truth)*decision, truth*(1 - decision), (1 - truth)*(1 - decision))
+    confusion = np.stack([np.bincount(patient, weights*x, n_patients) for x in outcomes], -1)
+    return confusion, _bin_sums(truth, p, weights, patient, n_patients, N_BINS)
+
+def _figures(times, confusion, bins, areas):
+    "Compute all figures where each patient counts `times` (... x patients) times"
+    sums = (times @ bins.reshape(len(bins), -1)).reshape(*times.shape[:-1], 3, N_BINS)
+    return confusion_rates(times @ confusion) | dict(auc=areas, ece=_bin_error(sums))
+
+def _bootstrap(ranks, truth, weights, patient, sums, n_boot, seed):
+    "Draw patients with replacement and compute all figures of every draw; nothing for a single patient"
+    n = patient.max() + 1
+    if n < 2:
+        return {}
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), n_boot).astype(float)
+    areas = np.array([_ranked_auc(ranks, truth, weights*drawn[patient]) for drawn in times])
+    return _figures(times, *sums, areas)
+
+# %% ../../nbs/core/07_measures.ipynb #n001
 def cell_scores(
-    truth,                    # n, is the cell CBLC
-    p,                        # n, probability (0-1) or, with `probability=False`, any score that rises with CBLC
-    decision=None,            # n, the model's decision; default p >= 0.5
-    patient_ids=None,         # n; intervals need at least two patients
-    weights=None,             # n, weight of each cell; default 1
+    truth,             # n, is the cell CBLC
+    p,                 # n, probability (0-1), or any score that rises with CBLC where `probability` is False
+    decision=None,     # n, the model's decision; default p >= 0.5
+    patient_ids=None,  # n; intervals need at least two patients
+    weights=None,      # n, weight of each cell; default 1
     probability: bool = True,  # is p a probability: else no calibration error
-    n_boot: int = 300,        # bootstrap draws
-    level: float = .95,       # of the intervals, 0-1
-    seed: int = 0,            # of the bootstrap
-) -> dict:                    # each of METRICS with _low and _high, n, n_pos, n_patients
+    n_boot: int = 300,   # bootstrap draws
+    level: float = .95,  # of the intervals, 0-1
+    seed: int = 0,       # of the bootstrap
+) -> dict:             # each of METRICS with _low and _high, n, n_pos, n_patients
     "Score CBLC decisions cell by cell, with intervals bootstrapped over patients"
     truth, p, decision, weights = _aligned(truth, p, decision, weights)
     if not len(truth):
-        return _flat_row(dict.fromkeys(METRICS, np.nan), {}, probability, level) | dict(n=0, n_pos=0, n_patients=0)
+        nothing = _flat_row(dict.fromkeys(METRICS, np.nan), {}, probability, level)
+        return nothing | dict(n=0, n_pos=0, n_patients=0)
     patient = np.zeros(len(truth), int) if patient_ids is None else pd.factorize(np.asarray(patient_ids))[0]
     n_patients = patient.max() + 1
-    outcomes = (truth*decision, (1 - truth)*decision, truth*(1 - decision), (1 - truth)*(1 - decision))
-    confusion = np.stack([np.bincount(patient, weights*x, n_patients) for x in outcomes], -1)
-    bins = _bin_sums(truth, p if probability else np.zeros(len(p)), weights, patient, n_patients, N_BINS)
+    sums = _sums_by_patient(truth, p if probability else 0*p, decision, weights, patient, n_patients)
     ranks = pd.factorize(p, sort=True)[0]
-
-    def figures(times, areas):  # `times` (... x patients): how often each patient was drawn
-        sums = (times @ bins.reshape(n_patients, -1)).reshape(*times.shape[:-1], 3, N_BINS)
-        return confusion_rates(times @ confusion) | dict(auc=areas, ece=_bin_error(sums))
-
-    draws = {}
-    if n_patients > 1:
-        rng = np.random.default_rng(seed)
-        times = rng.multinomial(n_patients, np.full(n_patients, 1/n_patients), n_boot).astype(float)
-        draws = figures(times, np.array([_ranked_auc(ranks, truth, weights*drawn[patient]) for drawn in times]))
-    row = _flat_row(figures(np.ones(n_patients), _ranked_auc(ranks, truth, weights)), draws, probability, level)
-    return row | dict(n=len(truth), n_pos=int(truth.sum()), n_patients=int(n_patients))
+    figures = _figures(np.ones(n_patients), *sums, _ranked_auc(ranks, truth, weights))
+    draws = _bootstrap(ranks, truth, weights, patient, sums, n_boot, seed)
+    counts = dict(n=len(truth), n_pos=int(truth.sum()), n_patients=int(n_patients))
+    return _flat_row(figures, draws, probability, level) | counts
 
 # %% ../../nbs/core/07_measures.ipynb #c044
 def plot_confusion(

@@ -17,7 +17,8 @@ from .centers import STAIN_FIELDS, CenterData, as_opinion, opinions, spread
 from ..core.measures import auc, auc_delong, auc_interval, cell_scores, compare_auc, confusion_rates, correlations, youden_threshold
 from ..ratio.diagnosis import blast_percents, calibration, center_scores, confusion, predict_diagnosis
 from ..matching import average_precision, detection_scores, splits_merges
-from ..patient import CountSettings, cblc_ratio, count_cells, count_fields, counted_cells, expert_cblc, patient_table
+from ..patient import CountSettings, cblc_ratio, count_cells, counted_cells, expert_cblc
+from ..ratio.patients import count_fields, patient_table
 from ..ratio.prevalence import correct_ratios
 from ..cells.stain import MEASURES, stain_distance, stain_shift, stain_table
 from ..core.errors import DISCLAIMER, InputError

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAR', 'METHOD_NAMES', 'number_text', 'figure_text', 'percent_text', 'flow_table', 'diagnosis_table', 'quality_text',
-           'plot_quality', 'contour_table', 'recall_table', 'cell_table', 'method_table', 'threshold_table',
-           'agreement_table', 'group_table', 'patient_listing']
+           'plot_quality', 'contour_table', 'recall_table', 'cell_table', 'judged_patients', 'file_percents',
+           'method_table', 'threshold_table', 'agreement_table', 'group_table', 'patient_listing']
 
 # %% ../../nbs/hospital/05_report.ipynb #n004
 import numpy as np
@@ -124,6 +124,22 @@ def cell_table(
     return pd.DataFrame(columns)
 
 # %% ../../nbs/hospital/05_report.ipynb #n022
+def judged_patients(
+    patients: pd.DataFrame,  # patient table
+) -> pd.DataFrame:           # with `diagnosis`
+    "Keep the patients with a diagnosis and a ratio"
+    if 'diagnosis' not in patients:
+        return patients[:0].assign(diagnosis=pd.Series(dtype='string'))
+    return patients[patients.diagnosis.notna() & patients.cblc_ratio.notna()]
+
+def file_percents(
+    patients: pd.DataFrame,  # patient table
+) -> pd.Series:              # 0-100, NaN where none is given
+    "Take the blast percentages in the hospital's file"
+    if 'expert_blast_percent' not in patients:
+        return pd.Series(np.nan, patients.index)
+    return patients.expert_blast_percent.astype(float)
+
 def method_table(
     result: CenterResult,  # of a center
     known: str = None,     # column of the known ratio, from `known_ratio`; None: nothing is known

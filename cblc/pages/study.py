@@ -18,7 +18,8 @@ from ..hospital.report import FAR, METHOD_NAMES
 from ..hospital.summary import drift, plot_forest, pool_centers, tabulate_centers
 from .checklist import facts, fill_checklist
 from .patient import LIMITS, model_facts, percent
-from ..patient import GENETICS_NOTE, plot_bands, plot_ratio_truth
+from ..patient import GENETICS_NOTE
+from ..ratio.patients import plot_bands, plot_ratio_truth
 from cblc.ratio.diagnosis import (
     at_thresholds, decision_curve, plot_bland_altman, plot_decision, plot_diagnoses, plot_p_aml,
     plot_passing_bablok, plot_roc,

@@ -16,7 +16,8 @@ from scipy.stats import qmc
 from ..core.errors import InputError
 from ..core.measures import axes_for
 from ..data import Vocabulary, main_only, need_columns
-from ..patient import THRESHOLDS, count_fields, counted_cells, expert_cblc
+from ..patient import THRESHOLDS, counted_cells, expert_cblc
+from .patients import count_fields
 
 # %% ../../nbs/ratio/00_prevalence.ipynb #c007
 def adjusted_count(q,               # share called CBLC, 0-1; arrays too

@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from scipy import stats
 from ..core.measures import axes_for
 from ..data import need_columns
-from ..patient import count_fields
+from .patients import count_fields
 from .prevalence import Clustering, _error_rates, _icc_weights, _moments, _sizes, _sobol, adjusted_count, correct_ratios, undo_recall
 from ..core.errors import InputError
 
