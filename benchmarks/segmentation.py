@@ -8,8 +8,8 @@
 - segwbc_iou: mean over segmentation_WBC crops of the IoU of the best contour with the expert's cell (0 where
   nothing is found), never trained on.
 
-Intervals are 95 % bootstrap intervals over images. Peer in the same run: an Otsu threshold on the nuclear stain with
-a watershed on the distance map, the usual way without a network (scikit-image), on the same images.
+Intervals are 95 % bootstrap intervals over images. Peer in the same run: an Otsu threshold on the nuclear
+stain and a watershed on the distance map, the usual way without a network (scikit-image), on the same images.
 """
 import argparse
 import json
