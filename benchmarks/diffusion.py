@@ -25,7 +25,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score, ro
 from cblc.core.bundle import shipped
 from cblc.classifier import fit_classifier
 from cblc.cells.crops import SIZED
-from cblc.data import read_image
+from cblc.core.images import read_image
 from cblc.diffusion.classifier import DiffusionSettings, fit_diffusion, load_diffusion, published_errors
 from cblc.core.engine import cores, progress_bar
 from cblc.sources.public import FINE_CLASSES, FIVE_CLASSES, split_by_name, public_root, read_five_class, read_pbc

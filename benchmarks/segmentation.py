@@ -12,7 +12,7 @@ watershed on the distance map, the usual way without a network (scikit-image), o
 """
 import argparse, json, time
 import numpy as np, pandas as pd, shapely
-from cblc.data import read_image
+from cblc.core.images import read_image
 from cblc.core.engine import cores
 from cblc.matching import average_precision
 from cblc.sources.public import read_bcisc, read_segpc, read_segmentation_wbc, components

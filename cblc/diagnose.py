@@ -14,7 +14,7 @@ from .core.bundle import read_bundle, shipped
 from .core.errors import InputError
 from .core.run import Run
 from .core.slides import SLIDE_SUFFIXES, slide_fields
-from .data import BadImage, image_paths
+from .core.images import BadImage, image_paths
 
 # %% ../nbs/07_diagnose.ipynb #c005
 @dataclass(frozen=True)

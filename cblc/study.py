@@ -11,7 +11,8 @@ from dataclasses import dataclass, asdict, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 import cblc
-from .data import VOCABULARY, Cohort, assert_disjoint, read_cells, read_cohort, split_patients, write_cells
+from .core.contours import read_cells, write_cells
+from .data import assert_disjoint, Cohort, read_cohort, split_patients, VOCABULARY
 from .core.bundle import read_bundle, shipped
 from .cells.crops import STANDARD
 from .cells.morphology import crops_of_cohort, keep_p1

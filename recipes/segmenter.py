@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 import cv2, numpy as np, shapely
 from shapely.affinity import affine_transform
-from cblc.data import read_image, polygon_to_mask
+from cblc.core.contours import polygon_to_mask
+from cblc.core.images import read_image
 from cblc.sources.public import read_bcisc, read_pbc, read_txl, box_polygon
 from cblc.sources.laboratories import random_style
 from cblc.sources.synthetic import CODES, MARROW, draw_field

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from PIL import Image
 from .crops import SIZED, STANDARD, CropSettings, crop_cells
-from ..data import BadImage, read_image
+from ..core.images import BadImage, read_image
 from ..core.engine import cores, progress_bar
 from ..segmentation import Segmenter, equivalent_diameter
 from ..core.errors import InputError

@@ -11,7 +11,7 @@ import cv2, numpy as np, pandas as pd, warnings
 from dataclasses import asdict, dataclass, fields, replace
 from fastcore.basics import patch
 from pathlib import Path
-from ..data import BadImage, read_image
+from ..core.images import BadImage, read_image
 from ..core.errors import InputError
 
 # %% ../../nbs/cells/03_stain.ipynb #c006
