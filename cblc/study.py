@@ -69,10 +69,11 @@ def _train_labels(cells, artefacts=False):
 
 def _freeze_study(cohort, cells, seen, out):
     "Fit on held-out main cells what is frozen, and write it into the bundle"
-    from cblc.hospital.frozen import Frozen, NaiveBaselines, freeze_bundle
-    from cblc.hospital.judge import fit_baselines, fit_threshold, stain_rows
+    from cblc.hospital.baselines import fit_baselines
+    from cblc.hospital.frozen import Frozen, freeze_bundle
+    from cblc.hospital.judge import stain_rows
     from cblc.hospital.centers import spread
-    from cblc.ratio.diagnosis import fit_diagnosis
+    from cblc.ratio.diagnosis import fit_diagnosis, fit_threshold
     from cblc.ratio.patients import count_fields, patient_table
     from cblc.ratio.prevalence import fit_clustering, validate
     from cblc.cells.stain import StainNormalizer, measure_stain
@@ -83,12 +84,12 @@ def _freeze_study(cohort, cells, seen, out):
     table = patient_table(cells, held(cohort.patients), vocabulary=cohort.vocabulary)
     v = tried('the correction of ratios', lambda: validate(cells, held(cohort.cells), main, vocabulary=cohort.vocabulary))
     stain = tried('the stain of the main cohort', lambda: StainNormalizer('none').fit(measure_stain(list(spread(seen, 24).path))).to_dict())
-    base = tried('the naive baselines', lambda: fit_baselines(cells, main, cohort.vocabulary))
+    base = tried('the naive baselines', lambda: fit_baselines(cells, main, vocabulary=cohort.vocabulary))
     threshold = tried('the threshold of AML', lambda: fit_threshold(table, main))
     diagnosis = tried('the probability of AML', lambda: fit_diagnosis(table, main))
     freeze_bundle(out, Frozen(
-        threshold=threshold['threshold'] if threshold else None, centers=tuple(main),
-        baselines=NaiveBaselines(base['majority'], base['nc_threshold']) if base else None, validation=v,
+        threshold=threshold.threshold if threshold else None, centers=tuple(main),
+        baselines=base, validation=v,
         clustering=fit_clustering(count_fields(cells), v) if v else None, diagnosis=diagnosis, stain=stain,
         profile=stain_rows(seen), not_frozen=tuple(failed)))
 

@@ -350,6 +350,9 @@ def decision_curve(
 ) -> pd.DataFrame:                          # threshold, and net benefit of the model, of everybody, of nobody
     "Compute net benefit over threshold probabilities (Vickers and Elkin 2006)"
     truth, p, thresholds = np.asarray(truth, bool), np.asarray(p, float), np.asarray(thresholds, float)
+    if len(truth) != len(p):
+        raise InputError(f'{len(truth)} truths and {len(p)} probabilities do not belong together',
+                         'pass aligned arrays')
     if not len(truth):
         return pd.DataFrame(dict(threshold=thresholds, model=np.nan, everybody=np.nan, nobody=0.))
     acts, weight = p[None] >= thresholds[:, None], thresholds/(1 - thresholds)
