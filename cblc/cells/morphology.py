@@ -298,6 +298,14 @@ def _um_by_image(um_per_px, known):
     return {image_id: um_per_px.get(center) for image_id, center in known['center'].items()}
 
 
+def _in_order(tables, rows, cells):
+    "Join the tables of images in the order of the cells table"
+    if not tables:
+        return pd.DataFrame(columns=list(MORPHOLOGY), index=cells.index, dtype=float)
+    order = np.argsort(np.concatenate(list(rows.values())))
+    return pd.concat(tables).iloc[order]
+
+# %% ../../nbs/cells/01_morphology.ipynb #n015
 def crops_of_cohort(
     images,                   # images table: image_id, path (and center, where um_per_px is by center)
     cells,                    # cells table: image_id, polygon
@@ -321,7 +329,4 @@ def crops_of_cohort(
         for image_id, cut, measured in progress_bar(done, 'crops', len(rows), progress):
             crops[rows[image_id]] = cut
             tables.append(measured.set_axis(cells.index[rows[image_id]]))
-    if not tables:
-        return crops, pd.DataFrame(columns=list(MORPHOLOGY), index=cells.index, dtype=float)
-    order = np.argsort(np.concatenate(list(rows.values())))
-    return crops, pd.concat(tables).iloc[order]
+    return crops, _in_order(tables, rows, cells)
