@@ -19,7 +19,7 @@ from ..patient import cblc_ratio, counted_cells, expert_cblc
 from ..ratio.agreement import blast_percents
 from ..ratio.diagnosis import center_scores, predict_diagnosis
 from ..ratio.patients import count_fields, patient_table
-from ..ratio.prevalence import correct_ratios
+from ..ratio.correction import correct_ratios
 
 # %% ../../nbs/hospital/02_baselines.ipynb #p003
 def _scored(cells, vocabulary):

@@ -12,7 +12,8 @@ from pathlib import Path
 from ..core.bundle import read_bundle, write_bundle
 from ..core.errors import InputError
 from ..ratio.diagnosis import DiagnosisModel, PatientThreshold
-from ..ratio.prevalence import Clustering, Validation
+from ..ratio.calls import Clustering
+from ..ratio.prevalence import Validation
 
 # %% ../../nbs/hospital/00_frozen.ipynb #n007
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ __all__ = ['cohort_flow', 'contour_figures', 'ImageQuality', 'stain_rows', 'imag
 from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import pandas as pd
-from ..cells.stain import MEASURES, stain_distance, stain_shift, stain_table
+from ..cells.profile import MEASURES, stain_distance, stain_shift, stain_table
 from ..core.errors import DISCLAIMER
 from ..core.measures import auc_delong
 from ..core.run import to_plain

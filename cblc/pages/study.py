@@ -24,7 +24,7 @@ from ..ratio.agreement import plot_bland_altman, plot_passing_bablok
 from cblc.ratio.diagnosis import (
     at_thresholds, decision_curve, plot_decision, plot_diagnoses, plot_p_aml, plot_roc,
 )
-from ..ratio.prevalence import plot_corrected
+from ..ratio.correction import plot_corrected
 
 # %% ../../nbs/pages/01_study.ipynb #c006
 CELL_METRICS = dict(
