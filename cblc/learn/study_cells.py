@@ -80,7 +80,8 @@ def cut_cells(
     expert = training_labels(expert, vocabulary=cohort.vocabulary)
     labeled = training_labels(found, artefacts=True, vocabulary=cohort.vocabulary)
     if only_whole_and_round:
-        sizes = {row.image_id: image_size(row.path) for row in cohort.images.itertuples()}
+        used = cohort.images[cohort.images.image_id.isin([*expert.image_id, *labeled.image_id])]
+        sizes = {row.image_id: image_size(row.path) for row in used.itertuples()}
         expert = expert.assign(label=expert.label.where(keep_p1(expert, sizes)))
         labeled = labeled.assign(label=labeled.label.where(keep_p1(labeled, sizes)))
     labeled = labeled.join(shape[[column for column in shape if column not in labeled]])
