@@ -119,7 +119,7 @@ def _bare_cell(rng, traits, shape, um, shift):
     n_vacuoles = int(traits.vacuoles + rng.uniform())
     return replace(bare, vacuoles=_discs(rng, grid, bare.free > .6, n_vacuoles, size, .15, (1, 1))), half
 
-# %% ../../nbs/sources/08_brush.ipynb #n019
+# %% ../../nbs/sources/08_brush.ipynb #n020
 def _spokes(rng, bare):
     "Draw the spokes of a plasma cell's nucleus, from the rim inwards"
     inside = bare.nucleus < 0
@@ -177,7 +177,7 @@ def _stain_nucleus(rng, bare):
     azure = .12*amount + .26*pale*bare.in_nucleus
     return np.stack([azure, .9*amount, pink*amount, np.zeros_like(amount)])
 
-# %% ../../nbs/sources/08_brush.ipynb #n021
+# %% ../../nbs/sources/08_brush.ipynb #n023
 def _stain_cytoplasm(rng, bare):
     "Stain the cytoplasm with its four dyes and fine granules: a layer of dye"
     traits, radius = bare.traits, bare.traits.diameter/2
@@ -200,7 +200,7 @@ def _stain_cytoplasm(rng, bare):
         layer[2] += .25*traits.dust*dust
     return layer
 
-# %% ../../nbs/sources/08_brush.ipynb #n022
+# %% ../../nbs/sources/08_brush.ipynb #n025
 # trait: chance to lie over the nucleus, radius (low, high) µm, amounts of the four dyes
 _GRANULES = {
     'azurophil': (.35, (.10, .22), (.05, .62, .35, 0)),
@@ -240,7 +240,7 @@ def _stain_auer_rod(rng, bare):
     layer[1], layer[2] = .7*rod, .4*rod
     return layer
 
-# %% ../../nbs/sources/08_brush.ipynb #n024
+# %% ../../nbs/sources/08_brush.ipynb #n027
 @dataclass(frozen=True)
 class CellPatch:
     "One painted cell: dye, coverage and contours in a square patch about the cell"

@@ -150,7 +150,7 @@ def _with_fat_holes(rng, dyes, um, style, occupied):
     dyes[0] += .22*rim*(hole < .3)
     return dyes
 
-# %% ../../nbs/sources/10_ground.ipynb #n018
+# %% ../../nbs/sources/10_ground.ipynb #n019
 def _platelet(rng, um):
     "Draw a platelet: small, lilac, granular"
     traits = replace(
@@ -174,7 +174,7 @@ def _precipitate(rng, shape, um, style):
     layer[0], layer[1] = .3*grains, .5*grains
     return layer
 
-# %% ../../nbs/sources/10_ground.ipynb #n020
+# %% ../../nbs/sources/10_ground.ipynb #n021
 def lay_ground(
     rng: np.random.Generator,  # decides everything that the style leaves open
     um_per_px: float,          # scale, µm a pixel

@@ -114,7 +114,7 @@ def _one_piece(distance):
     largest = 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])
     return np.where((labels > 0) & (labels != largest), np.float32(.5), distance)
 
-# %% ../../nbs/sources/07_shapes.ipynb #n014
+# %% ../../nbs/sources/07_shapes.ipynb #n015
 def _nucleus_discs(rng, traits, area):
     "Lay discs (x, y, radius; µm) of a joint area along a bent line: ball, kidney, band or lobes"
     n = 1 if traits.length < .03 else int(np.clip(8*traits.length, 5, 26))
@@ -146,7 +146,7 @@ def _lobe_radius(rng, along, half_width, n_lobes, pinch):
         size = np.interp(along, np.linspace(0, 1, n_lobes), rng.uniform(.8, 1.2, n_lobes))
     return half_width*size*((1 - pinch) + pinch*np.abs(np.cos(np.pi*(n_lobes - 1)*along))**1.3)
 
-# %% ../../nbs/sources/07_shapes.ipynb #n015
+# %% ../../nbs/sources/07_shapes.ipynb #n017
 def _distance_to_discs(discs, turn, shift, grid):
     "Measure the distance to discs that are turned about the center, then shifted"
     x, y, radius = discs
@@ -203,7 +203,7 @@ def _nucleus_distance(rng, traits, grid, cell):
         distance = np.minimum(distance, _distance_to_discs(thread, turn, place.shift(pushed), grid))
     return np.maximum(distance, cell + .15), place.shift(pushed - reach*.9)
 
-# %% ../../nbs/sources/07_shapes.ipynb #n017
+# %% ../../nbs/sources/07_shapes.ipynb #n019
 @dataclass(frozen=True)
 class CellShape:
     "Signed distances of a cell and its nucleus on a coarse grid centered on the cell"
@@ -235,7 +235,7 @@ def draw_shape(
     nucleus, golgi = _nucleus_distance(rng, traits, grid, cell)
     return CellShape(step, half, cell, nucleus.astype(np.float32), golgi)
 
-# %% ../../nbs/sources/07_shapes.ipynb #n022
+# %% ../../nbs/sources/07_shapes.ipynb #n024
 def polygons_of(
     geometry,  # any shapely geometry
 ):             # Polygon or MultiPolygon; an empty Polygon where there is none
@@ -264,7 +264,7 @@ def _polygon(ring, shape, um_per_px):
     "Turn a ring on a shape's grid into a valid polygon, px from the cell's center"
     return Polygon((ring[:, ::-1]*shape.step - shape.half)/um_per_px).buffer(0)
 
-# %% ../../nbs/sources/07_shapes.ipynb #n023
+# %% ../../nbs/sources/07_shapes.ipynb #n025
 def cell_polygon(
     shape: CellShape,  # as drawn
     um_per_px: float,  # scale, µm a pixel

@@ -193,7 +193,7 @@ def _stained(rng, traits, style):
     dyes = {dye: getattr(traits, dye)*factor for dye in ('azure', 'violet', 'eosin')}
     return replace(traits, grain=traits.grain*style.mottle, **dyes)
 
-# %% ../../nbs/sources/01_synthetic.ipynb #n013
+# %% ../../nbs/sources/01_synthetic.ipynb #n016
 class _DrawnCell(NamedTuple):
     "A cell on its field"
     patch: object      # CellPatch
