@@ -19,7 +19,7 @@ from ..ratio.diagnosis import blast_percents, calibration, center_scores, confus
 from ..matching import average_precision, detection_scores, splits_merges
 from ..patient import CountSettings, cblc_ratio, count_cells, counted_cells, expert_cblc
 from ..ratio.patients import count_fields, patient_table
-from ..ratio.prevalence import correct_ratios
+from ..ratio.correction import correct_ratios
 from ..cells.profile import MEASURES, stain_distance, stain_shift, stain_table
 from ..core.errors import DISCLAIMER, InputError
 
