@@ -126,8 +126,8 @@ def _fits(cohort, cells, images):
     "Name what is fitted on the main cohort: a sentence's subject, and a function"
     from cblc.cells.stain import StainNormalizer, measure_stain
     from cblc.hospital.centers import spread
-    from cblc.hospital.judge import fit_baselines, fit_threshold
-    from cblc.ratio.diagnosis import fit_diagnosis
+    from cblc.hospital.baselines import fit_baselines
+    from cblc.ratio.diagnosis import fit_diagnosis, fit_threshold
     from cblc.ratio.patients import patient_table
     from cblc.ratio.prevalence import validate
     main, words, held = sorted(set(images.center)), cohort.vocabulary, set(cells.patient_id)
@@ -138,7 +138,7 @@ def _fits(cohort, cells, images):
         validation=('the correction of ratios', lambda: validate(cells, expert, main, vocabulary=words)),
         stain=('the stain of the main cohort',
                lambda: StainNormalizer('none').fit(measure_stain(list(spread(images, 24).path))).to_dict()),
-        baselines=('the naive baselines', lambda: fit_baselines(cells, main, words)),
+        baselines=('the naive baselines', lambda: fit_baselines(cells, main, vocabulary=words)),
         threshold=('the threshold of AML', lambda: fit_threshold(table, main)),
         diagnosis=('the probability of AML', lambda: fit_diagnosis(table, main)))
 
@@ -149,7 +149,7 @@ def fit_frozen(
     images: pd.DataFrame,  # of the main centers
 ):                         # `Frozen`, with a sentence for whatever could not be fitted
     "Fit on held-out main cells what is frozen before an external center is opened"
-    from cblc.hospital.frozen import Frozen, NaiveBaselines
+    from cblc.hospital.frozen import Frozen
     from cblc.hospital.judge import stain_rows
     from cblc.ratio.patients import count_fields
     from cblc.ratio.calls import fit_clustering
@@ -160,13 +160,12 @@ def fit_frozen(
         except ValueError as error:  # whatever the reason, ours or a library's: the study goes on without it
             reason = ' '.join(str(error).split())
             failed.append(f'{what} could not be fitted on the main cohort: {reason}')
-    validation, baselines = fitted.get('validation'), fitted.get('baselines')
+    validation, threshold = fitted.get('validation'), fitted.get('threshold')
     return Frozen(
         centers=tuple(sorted(set(images.center))), not_frozen=tuple(failed), validation=validation,
         clustering=fit_clustering(count_fields(cells), validation) if validation else None,
-        baselines=NaiveBaselines(baselines['majority'], baselines['nc_threshold']) if baselines else None,
-        threshold=fitted.get('threshold', {}).get('threshold'), diagnosis=fitted.get('diagnosis'),
-        stain=fitted.get('stain'), profile=stain_rows(images))
+        baselines=fitted.get('baselines'), threshold=threshold.threshold if threshold else None,
+        diagnosis=fitted.get('diagnosis'), stain=fitted.get('stain'), profile=stain_rows(images))
 
 # %% ../nbs/06_study.ipynb #n014
 def _further_opinions(cohort, cells, crops, classifier, plain, settings, frozen):

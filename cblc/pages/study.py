@@ -13,16 +13,16 @@ from ..core.measures import plot_calibration, plot_confusion
 from ..core.page import figure_uri, render_page
 from ..core.run import write_whole
 from ..data import Vocabulary
-from ..hospital.judge import known_ratio
+from ..hospital.baselines import known_ratio
 from ..hospital.report import FAR, METHOD_NAMES
 from ..hospital.summary import drift, plot_forest, pool_centers, tabulate_centers
 from .checklist import facts, fill_checklist
 from .patient import LIMITS, model_facts, percent
 from ..patient import GENETICS_NOTE
 from ..ratio.patients import plot_bands, plot_ratio_truth
+from ..ratio.agreement import plot_bland_altman, plot_passing_bablok
 from cblc.ratio.diagnosis import (
-    at_thresholds, decision_curve, plot_bland_altman, plot_decision, plot_diagnoses, plot_p_aml,
-    plot_passing_bablok, plot_roc,
+    at_thresholds, decision_curve, plot_decision, plot_diagnoses, plot_p_aml, plot_roc,
 )
 from ..ratio.correction import plot_corrected
 
@@ -317,5 +317,5 @@ def study_report(
     return write_whole(out, render_page(
         'study.html', title=title, model_id=model_id, note=GENETICS_NOTE, limits=LIMITS,
         model=model_facts(bundle_meta), warnings=_to_mind(results, warnings),
-        threshold=f'{percent(frozen["threshold"])} %' if frozen else None, **_counts(results, links or {}),
+        threshold=f'{percent(frozen.threshold)} %' if frozen else None, **_counts(results, links or {}),
         **_tables(results, truth), **_figures(results, patients, cells, frozen, vocabulary)))
