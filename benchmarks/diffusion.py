@@ -1,276 +1,591 @@
 """The diffusion classifier against EfficientNet-B0, on the same splits, crops and augmentation.
 
-    python benchmarks/diffusion.py in-domain|low-data|anomaly|shift|cost [--train] [--steps N] [--epochs N] [--seed 0] [--arch TIMM]
+    python benchmarks/diffusion.py in-domain|low-data|anomaly|shift|cost
+                                   [--train] [--steps N] [--epochs N] [--seed 0] [--arch TIMM]
                                    [--device auto] [--threads N] [--work DIR] [--results FILE] [--quick]
 
-in-domain  ten fine classes of PBC (without IG and NEUTROPHIL), split by a hash of the file name: macro F1 on the test part
-low-data   10, 20 and 50 pictures a class, --seeds draws of them, --jobs at a time: balanced accuracy on --cells/10 of each class's test cells
-anomaly    a class held out of training (--hold-out ERB, then PMY; LMU: leukemic blasts of AML-LMU, nothing held out), told from the
-           test part by each model's scores
+in-domain  ten fine classes of PBC (without IG and NEUTROPHIL), split by a hash of the file name: macro F1 on
+           the test part
+low-data   10, 20 and 50 pictures a class, --seeds draws of them, --jobs at a time: balanced accuracy on
+           --cells/10 of each class's test cells
+anomaly    a class held out of training (--hold-out ERB, then PMY; LMU: leukemic blasts of AML-LMU, nothing
+           held out), told from the test part by each model's scores
 shift      trained on PBC's five classes, tested on bcisc and segmentation_wbc: balanced accuracy
-cost       the published protocol and ours with the same weights on test cells, --cells/20 a class: runs of the network and seconds a cell
+cost       the published protocol and ours with the same weights on test cells, --cells/20 a class: runs of
+           the network and seconds a cell
 
-Weights: those that ship for in-domain, anomaly (ERB, LMU) and cost, unless --train. Pictures come as single cells, found, lit alike and
-at one scale a source (`SIZED` of cblc.cells.crops), at 64 px. PBC names no patients, so figures flatter all models alike. Intervals: bootstrap
-over pictures (in low-data over draws of training cells, too), 2,000 draws (AUC: 200, cost: 500). --work keeps the crops, and the models
-of all but low-data, for the next command and for the same one after a stop. --results adds the table to a JSON file; diffusion/03_classifier
-draws from benchmarks/diffusion.json.
+Weights: those that ship for in-domain, anomaly (ERB, LMU) and cost, unless --train. Pictures come as single
+cells, found, lit alike and at one scale a source (`SIZED` of cblc.cells.crops), at 64 px. PBC names no
+patients, so figures flatter all models alike. Intervals: bootstrap over pictures (in low-data over draws of
+training cells, too), 2,000 draws (AUC: 200, cost: 500). --work keeps the crops, and the models of all but
+low-data, for the next command and for the same one after a stop. --results adds the table to a JSON file;
+diffusion/03_classifier draws from benchmarks/diffusion.json.
 """
-import argparse, json, multiprocessing, sys, time
+import argparse
+import json
+import multiprocessing
+import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import logsumexp
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score, roc_curve
-from cblc.core.bundle import shipped
-from cblc.classifier import fit_classifier
+
 from cblc.cells.crops import SIZED
-from cblc.data import read_image
-from cblc.diffusion.classifier import DiffusionSettings, fit_diffusion, load_diffusion, published_errors
-from cblc.core.engine import cores, progress_bar
-from cblc.sources.public import FINE_CLASSES, FIVE_CLASSES, split_by_name, public_root, read_five_class, read_pbc
-from cblc.diffusion.racing import fit_bank
 from cblc.cells.singles import as_crops, read_singles
+from cblc.classifier import fit_classifier
+from cblc.core.bundle import shipped
+from cblc.core.engine import cores, progress_bar
+from cblc.core.errors import InputError
+from cblc.core.images import read_image
+from cblc.diffusion.classifier import DiffusionSettings, fit_diffusion, load_diffusion
+from cblc.diffusion.published import published_errors
+from cblc.diffusion.racing import fit_bank
 from cblc.diffusion.student import Relay, fit_student
 from cblc.learn.settings import fit_settings
+from cblc.sources.public import (
+    FINE_CLASSES, FIVE_CLASSES, public_root, read_five_class, read_pbc, split_by_name
+)
+
+OF_PBC = {label: name for label, name in FIVE_CLASSES.items() if label.isupper()}
+OF_LMU = dict(
+    MYO='blast', MOB='blast', MON='MO', LYT='LY', NGS='SNE', NGB='BNE', EOS='EO', BAS='BA', EBO='ERB',
+    PMO='PMY', MYB='MY', MMZ='MMY',
+)
+AUGMENTATION = ('stain', 'zoom', 'spin', 'resample', 'balance')
+TINY = dict(widths=(32, 48), candidates=(6, 2), bank_cells=40, batch=16)
+
 
 # the pictures
 
-def single_cells(a, paths, labels, names, centers, tag):
-    "Crops, labels and part of the pictures, read once and kept in the work folder."
-    at = kept(a, tag, a.size, f'{len(paths)}.npz')
-    if at and at.is_file():
-        z = np.load(at); return z['x'], z['y'], z['part']
-    x, rows, found, bad = read_singles(list(paths), replace(SIZED, size=a.size), list(centers))
-    y, part = np.asarray(labels, str)[rows], np.array([split_by_name(names[i]) for i in rows])
-    print(f'{tag}: {len(x)} pictures, {int((~found).sum())} without a cell, {len(bad)} unreadable', flush=True)
-    if at: at.parent.mkdir(parents=True, exist_ok=True); np.savez(at, x=x, y=y, part=part)
-    return x, y, part
+def kept(args, *parts):
+    """Name where crops or a checkpoint stay for the next command, or for the same after a stop"""
+    return Path(args.work)/'_'.join(map(str, parts)) if args.work else None
 
-def pbc_table(a, labels):
-    "PBC's pictures of some labels."
-    t = read_pbc()[0]; t = t[t.label.isin(list(labels))]
-    return (t.groupby('label').head(24) if a.quick else t).reset_index(drop=True)
 
-def pbc_cells(a, classes={k: k for k in FINE_CLASSES}):
-    "PBC's cells, label -> class: a function of the part, and all crops, classes and parts."
-    t = pbc_table(a, classes); x, y, part = single_cells(a, t.path, t.label, t.image_id.tolist(), t.center, f'pbc{len(classes)}')
-    y = np.array([classes[k] for k in y]); return lambda k, keep=True: (x[(part == k) & keep], y[(part == k) & keep]), (x, y, part)
+def single_cells(args, paths, labels, names, centers, tag):
+    """Read crops, labels and parts of pictures, once, and keep them in the work folder"""
+    path = kept(args, tag, args.size, f'{len(paths)}.npz')
+    if path and path.is_file():
+        saved = np.load(path)
+        return saved['x'], saved['y'], saved['part']
+    settings = replace(SIZED, size=args.size)
+    crops, rows, found, faults = read_singles(list(paths), settings, list(centers))
+    labels, part = np.asarray(labels, str)[rows], np.array([split_by_name(names[i]) for i in rows])
+    n_missed = int((~found).sum())
+    print(f'{tag}: {len(crops)} pictures, {n_missed} without a cell, {len(faults)} unreadable', flush=True)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, x=crops, y=labels, part=part)
+    return crops, labels, part
 
-def few(y, n, seed):
-    "Positions of at most n cells a class."
-    rng = np.random.default_rng(seed); return np.concatenate([rng.permutation(np.flatnonzero(y == k))[:n] for k in np.unique(y)])
+
+def pbc_table(args, labels):
+    """List PBC's pictures of some labels"""
+    table = read_pbc()[0]
+    table = table[table.label.isin(list(labels))]
+    return (table.groupby('label').head(24) if args.quick else table).reset_index(drop=True)
+
+
+def pbc_cells(args, classes):
+    """Read PBC's cells, label -> class: crops, classes, parts"""
+    table = pbc_table(args, classes)
+    tag = f'pbc{len(classes)}'
+    names = table.image_id.tolist()
+    crops, labels, part = single_cells(args, table.path, table.label, names, table.center, tag)
+    return crops, np.array([classes[label] for label in labels]), part
+
+
+def take_part(cells, name, keep=True):
+    """Take a part of the cells: crops, classes"""
+    crops, classes, part = cells
+    rows = (part == name) & keep
+    return crops[rows], classes[rows]
+
+
+def read_fine(args):
+    """Read the ten fine classes: training, validation, test"""
+    cells = pbc_cells(args, {label: label for label in FINE_CLASSES})
+    return tuple(take_part(cells, name) for name in ('train', 'valid', 'test'))
+
+
+def few(classes, n, seed):
+    """Choose at most n cells a class"""
+    rng = np.random.default_rng(seed)
+    chosen = [rng.permutation(np.flatnonzero(classes == name))[:n] for name in np.unique(classes)]
+    return np.concatenate(chosen)
+
+
+def choose(cells, rows):
+    """Take some of the cells"""
+    crops, classes = cells
+    return crops[rows], classes[rows]
+
 
 # the models
 
-def diffusion_settings(a, **kw):
-    tiny = dict(widths=(32, 48), candidates=(6, 2), bank_cells=40, batch=16) if a.quick else {}
-    return DiffusionSettings(**dict(size=a.size, steps=a.steps, precision='bf16', seed=a.seed, device=a.device, threads=a.threads) | tiny | kw)
+def diffusion_settings(args, **changes):
+    """Make the settings of a diffusion classifier"""
+    common = dict(
+        size=args.size, steps=args.steps, precision='bf16', seed=args.seed, device=args.device,
+        threads=args.threads,
+    )
+    return DiffusionSettings(**common | (TINY if args.quick else {}) | changes)
 
-def cnn_settings(a, like, **kw):
-    "A classifier augmented as the diffusion model is."
-    same = {k: getattr(like, k) for k in ('stain', 'zoom', 'spin', 'resample', 'balance')}
-    return fit_settings(**dict(recipe='plain', arch=a.arch, size=a.size, epochs=a.epochs, seed=like.seed, pretrained=False, device=a.device, threads=a.threads) | same | kw)
 
-def fit_cnn(x, y, valid, s, out=None):
-    return fit_classifier(x, y.tolist(), settings=s, vocabulary=None, valid=(valid[0], valid[1].tolist(), None), out=out)
+def cnn_settings(args, **changes):
+    """Make the settings of a plain discriminative classifier"""
+    common = dict(
+        recipe='plain', arch=args.arch, size=args.size, epochs=args.epochs, seed=args.seed,
+        pretrained=False, device=args.device, threads=args.threads,
+    )
+    return fit_settings(**common | changes)
 
-def fit_generative(x, y, valid, s, out=None):
-    return fit_diffusion(x, y.tolist(), settings=s, vocabulary=None, valid=(valid[0], valid[1].tolist(), None), out=out)
 
-def kept(a, *name): # where crops or a model's checkpoint stay for the next command, or for the same after a stop
-    return Path(a.work)/'_'.join(map(str, name)) if a.work else None
+def augmentation_of(settings):
+    """List a diffusion classifier's augmentation and seed, for a classifier beside it"""
+    return {name: getattr(settings, name) for name in (*AUGMENTATION, 'seed')}
 
-def fit_both(a, train, valid, bundle=None):
-    "A diffusion classifier, trained or as it ships, and a discriminative one with the same augmentation."
-    t = time.time(); s = diffusion_settings(a)
-    d = shipped_or_none(a, bundle) or fit_generative(*train, valid, s, kept(a, 'diffusion', len(train[0])))
-    how = d.settings or s
-    t1 = time.time(); c = fit_cnn(*train, valid, cnn_settings(a, how), kept(a, a.arch, len(train[0])))
-    print(f'{len(train[0])} cells: diffusion {f"as shipped, {d.settings.steps} steps of {d.settings.batch}" if d.bundle else f"{s.steps} steps of {s.batch}, {t1-t:.0f} s"}; {a.arch} {a.epochs} epochs, {time.time()-t1:.0f} s', flush=True)
-    return d, c
 
-def shipped_or_none(a, name):
-    "The bundle that ships, unless it is to be trained anew or this is a smoke run."
-    if a.train or a.quick or name is None: return None
-    try: return replace(load_diffusion(shipped(name)), device=a.device)
-    except ValueError: print(f'no bundle {name!r} ships; training')
+def fit_model(fit, cells, valid, settings, out=None):
+    """Train a model, generative or discriminative"""
+    (crops, classes), (valid_crops, valid_classes) = cells, valid
+    return fit(
+        crops, classes.tolist(), settings=settings, vocabulary=None,
+        valid=(valid_crops, valid_classes.tolist(), None), out=out,
+    )
+
+
+def shipped_or_none(args, name):
+    """Open the bundle that ships, unless it is to be trained anew or this is a smoke run"""
+    if args.train or args.quick or name is None:
+        return None
+    try:
+        return replace(load_diffusion(shipped(name)), device=args.device)
+    except InputError:
+        print(f'no bundle {name!r} ships; training')
+        return None
+
+
+def fit_both(args, train, valid, bundle=None):
+    """Train a diffusion classifier, or open what ships, and a discriminative one with its augmentation"""
+    begun, settings, n = time.time(), diffusion_settings(args), len(train[0])
+    generative = shipped_or_none(args, bundle)
+    if generative is None:
+        out = kept(args, 'diffusion', n)
+        generative = fit_model(fit_diffusion, train, valid, settings, out)
+    how, seconds = generative.settings or settings, time.time() - begun
+    told = 'as shipped' if generative.bundle else f'{seconds:.0f} s'
+    begun = time.time()
+    same = cnn_settings(args, **augmentation_of(how))
+    cnn = fit_model(fit_classifier, train, valid, same, kept(args, args.arch, n))
+    print(
+        f'{n} cells: diffusion {how.steps} steps of {how.batch}, {told}; '
+        f'{args.arch} {args.epochs} epochs, {time.time() - begun:.0f} s', flush=True,
+    )
+    return generative, cnn
+
+
+def names_of(model, crops):
+    """Name crops by a model"""
+    return np.array(model.leaves.names)[model.probabilities(crops).argmax(1)]
+
+
+def names_by_appearance(model, crops):
+    """Name crops by a diffusion classifier's head start, without the denoiser"""
+    return np.array(model.leaves.names)[model.head_start(model.meter(crops)).argmax(1)]
+
 
 # figures and their intervals
 
-def draws_of(score, truth, *said, n=2000, seed=0):
-    "Score of each row of `said`, and of draws of pictures that all rows share (n x rows)."
-    at = np.random.default_rng(seed).integers(len(truth), size=(n, len(truth)))
-    return [float(score(truth, s)) for s in said], np.array([[score(truth[i], s[i]) for s in said] for i in at])
+def draw_again(classes, rng):
+    """Draw cells again, within each class"""
+    rows = np.arange(len(classes))
+    for name in np.unique(classes):
+        own = np.flatnonzero(classes == name)
+        rows[own] = rng.choice(own, len(own))
+    return rows
 
-def _again(y, rng): # draw pictures again, within each class
-    at = np.arange(len(y))
-    for k in np.unique(y): i = np.flatnonzero(y == k); at[i] = rng.choice(i, len(i))
-    return at
 
-def row(model, value, draws, **more): # of the table: a figure, its 95 % interval, and what else there is to say
-    low, high = np.quantile(draws, [.025, .975]); return dict(model=model, value=float(value), low=float(low), high=float(high), **more)
+def row(model, value, draws, **more):
+    """Make a row of the table: a figure, its 95 % interval, and what else there is to say"""
+    low, high = np.quantile(draws, [.025, .975])
+    return dict(model=model, value=float(value), low=float(low), high=float(high), **more)
 
-def compared(score, truth, said, n=2000): # said: name -> answers; the first is ours, the last the peer it is set against
-    v, draws = draws_of(score, truth, *said.values(), n=n); first, *_, last = said
-    return [row(name, x, d) for name, x, d in zip(said, v, draws.T)] + [row(f'{first} less {last}', v[0]-v[-1], draws[:, 0]-draws[:, -1])]
 
-def names_of(model, x): return np.array(model.leaves.names)[model.probabilities(x).argmax(1)]
+def compare(score, truth, answers, n=2000):
+    """Score models' answers; the first model is set against the last"""
+    rng = np.random.default_rng(0)
+    values = [float(score(truth, own)) for own in answers.values()]
+    chosen = rng.integers(len(truth), size=(n, len(truth)))
+    draws = np.array([[score(truth[i], own[i]) for own in answers.values()] for i in chosen])
+    rows = [row(name, value, own) for name, value, own in zip(answers, values, draws.T)]
+    first, *_, last = answers
+    gap = row(f'{first} less {last}', values[0] - values[-1], draws[:, 0] - draws[:, -1])
+    return [*rows, gap]
 
-def by_look(d, x): return np.array(d.leaves.names)[d.head_start(x).argmax(1)] # without the denoiser
 
 macro_f1 = partial(f1_score, average='macro')
 
+
 # the questions: each answers with a dict for the last line, and with the rows of its table
 
-def in_domain(a):
-    part, _ = pbc_cells(a); d, c = fit_both(a, part('train'), part('valid'), 'diffusion'); x, y = part('test')
-    rows = compared(macro_f1, y, {'diffusion': names_of(d, x), 'look alone': by_look(d, x), a.arch: names_of(c, x)},
-                    n=200 if a.quick else 2000)
+def in_domain(args):
+    """Compare on the test part of ten classes"""
+    train, valid, (crops, truth) = read_fine(args)
+    generative, cnn = fit_both(args, train, valid, 'diffusion')
+    answers = {
+        'diffusion': names_of(generative, crops),
+        'appearance alone': names_by_appearance(generative, crops),
+        args.arch: names_of(cnn, crops),
+    }
+    rows = compare(macro_f1, truth, answers, 200 if args.quick else 2000)
     return dict(macro_f1=rows[0]['value'], macro_f1_cnn=rows[2]['value']), rows
 
-def low_run(a, train, valid, test, job):
-    "One draw of few cells: which test cells each model has right. The classifier sees twice as many crops as the diffusion model does."
-    n, seed = job; tr, va = few(train[1], n, seed), few(valid[1], max(2, n//4), seed); pick = lambda p, i: (p[0][i], p[1][i])
-    steps = max(20, a.steps//12)
-    s = diffusion_settings(a, seed=seed, steps=steps, batch=32, early=2.5, lr=3e-3, threads=1 if a.jobs > 1 else a.threads)
-    d = fit_generative(*pick(train, tr), pick(valid, va), s)
-    c = fit_cnn(*pick(train, tr), pick(valid, va), cnn_settings(a, s, epochs=max(2, 2*steps*s.batch//len(tr)), threads=s.threads))
-    return n, seed, np.stack([names_of(d, test[0]), by_look(d, test[0]), names_of(c, test[0])]) == test[1]
 
-def low_data(a):
-    part, _ = pbc_cells(a); test = part('test'); i = few(test[1], a.cells//10, 0); test = test[0][i], test[1][i]
-    out, rows, models = {}, [], ('diffusion', 'look alone', a.arch)
-    work, jobs = partial(low_run, a, part('train'), part('valid'), test), [(n, seed) for n in (50, 20, 10) for seed in range(a.seeds)]
-    if a.jobs > 1:
-        with multiprocessing.get_context('spawn').Pool(a.jobs, maxtasksperchild=1) as pool:
-            got = list(progress_bar(pool.imap_unordered(work, jobs), 'draws', len(jobs)))
-    else: got = [work(j) for j in jobs]
-    for n in (10, 20, 50): # intervals over draws of the training cells and over pictures
-        right = np.stack([r for m, _, r in sorted(got, key=lambda g: g[:2]) if m == n]); rng = np.random.default_rng(0)
-        score = lambda r: np.mean([r[..., test[1] == k].mean((0, 2)) for k in np.unique(test[1])], 0)
-        v, draws = score(right), np.array([score(right[rng.integers(a.seeds, size=a.seeds)][..., _again(test[1], rng)]) for _ in range(2000)])
-        each = [score(r[None]).round(3).tolist() for r in right]
-        rows += [row(k, v[j], draws[:, j], a_class=n, each=[e[j] for e in each])
-                 for j, k in enumerate(models)] + [row(f'diffusion less {a.arch}', v[0]-v[2], draws[:, 0]-draws[:, 2], a_class=n)]
-        out[str(n)] = dict(diffusion=float(v[0]), cnn=float(v[2]))
-    return out, rows
+def run_low_data(args, train, valid, test, job):
+    """Train on one draw of few cells: which test cells each model has right; the CNN sees twice the crops"""
+    n, seed = job
+    train = choose(train, few(train[1], n, seed))
+    valid = choose(valid, few(valid[1], max(2, n//4), seed))
+    crops, truth = test
+    steps, threads = max(20, args.steps//12), 1 if args.jobs > 1 else args.threads
+    settings = diffusion_settings(
+        args, seed=seed, steps=steps, batch=32, early=2.5, lr=3e-3, threads=threads
+    )
+    generative = fit_model(fit_diffusion, train, valid, settings)
+    epochs = max(2, 2*steps*settings.batch//len(train[1]))
+    same = cnn_settings(args, epochs=epochs, threads=threads, **augmentation_of(settings))
+    cnn = fit_model(fit_classifier, train, valid, same)
+    answers = names_of(generative, crops), names_by_appearance(generative, crops), names_of(cnn, crops)
+    return n, seed, np.stack(answers) == truth
 
-def cnn_scores(c, x, train):
-    "Anomaly scores of a discriminative network: probability, energy, distance of features to the classes' means (Mahalanobis, Lee et al. 2018)."
-    from scipy.special import logsumexp
-    z, p, body = c.logits(x, progress=False), c.probabilities(x, progress=False), c.net.body.eval()
-    def features(v):
-        got = []
-        with torch.inference_mode():
-            for i in range(0, len(v), 128):
-                u = (torch.from_numpy(v[i:i+128]).permute(0, 3, 1, 2).float() - c.net.mean.view(1, -1, 1, 1))/c.net.std.view(1, -1, 1, 1)
-                got.append(body.forward_head(body.forward_features(u), pre_logits=True).numpy())
-        return np.concatenate(got)
-    f, g = features(train[0]), features(x); names, at = np.unique(train[1], return_inverse=True)
-    mean = np.stack([f[at == k].mean(0) for k in range(len(names))])
-    inv = np.linalg.pinv(np.cov((f - mean[at]).T) + 1e-3*np.eye(f.shape[1]))
-    return {'max probability': 1-p.max(1), 'energy': -logsumexp(z, 1),
-            'feature distance': np.stack([np.einsum('ij,jk,ik->i', g-m, inv, g-m) for m in mean], 1).min(1)}
 
-LMU = dict(MYO='blast', MOB='blast', MON='MO', LYT='LY', NGS='SNE', NGB='BNE', EOS='EO', BAS='BA', EBO='ERB', PMO='PMY',
-           MYB='MY', MMZ='MMY')
+def mean_balanced_accuracy(right, truth):
+    """Average balanced accuracy over draws: right is draws x models x cells"""
+    return np.mean([right[..., truth == name].mean((0, 2)) for name in np.unique(truth)], 0)
 
-def foreign_cells(a, x, y, part):
-    "The cells that no model was shown; and, of another laboratory, cells of the kinds that it was."
-    if a.hold_out != 'LMU': return x[(y == a.hold_out) & (part == 'test')], x[:0]
-    t = [(p, LMU[k]) for p in sorted((public_root()/'aml_lmu').rglob('*.tiff'))
-         if (k := p.name.split('_')[0]) in LMU and '___' not in p.name] # without the copies that somebody augmented
-    paths, kinds = zip(*t); x, y, _ = single_cells(a, paths, kinds, [p.name for p in paths], ['lmu']*len(t), 'lmu')
-    return x[y == 'blast'], x[y != 'blast']
 
-def anomaly(a):
-    part, (x, y, k) = pbc_cells(a); known = y != a.hold_out; train = part('train', known); foreign, others = foreign_cells(a, x, y, k)
-    d, c = fit_both(a, train, part('valid', known), dict(ERB='diffusion_no_erb', LMU='diffusion').get(a.hold_out))
-    own = part('test', known)[0]
-    cells, n = np.concatenate([own, foreign, others]), len(own) + len(foreign); m = d.meter(cells)
-    e = d.errors(cells, d.profile.pairs, m)
-    kinds = {'diffusion': 'both', 'diffusion: look alone': 'look', 'diffusion: errors alone': 'errors', 'diffusion: null class': 'null'}
-    scores = {name: d.profile.distance(m.look, e, kind) for name, kind in kinds.items()}
-    scores['diffusion: max probability'] = 1 - d.race(cells, meter=m).probabilities(d.temperature).max(1)
-    scores |= {f'{a.arch}: {name}': v for name, v in cnn_scores(c, cells, train).items()}
-    def judge(name, v, away, what):
-        v, truth, rng = np.r_[v[:len(own)], v[away]], np.repeat([0, 1], [len(own), len(cells[away])]), np.random.default_rng(0)
-        draws = [roc_auc_score(truth, v[i]) for i in (_again(truth, rng) for _ in range(200))]; fpr, tpr, _ = roc_curve(truth, v); j = (tpr-fpr).argmax()
-        return row(name, roc_auc_score(truth, v), draws, sensitivity=tpr[j], specificity=1-fpr[j], foreign=len(cells[away]), known=len(own), what=what)
-    rows = [judge(name, v, slice(len(own), n), a.hold_out) for name, v in scores.items()]
-    best = max(r['value'] for r in rows if not r['model'].startswith('diffusion'))
-    if len(others): rows += [judge(name, v, slice(n, None), 'known kinds of that laboratory') for name, v in scores.items()]
+def score_low_data(args, right, truth, n):
+    """Score the draws of one size; intervals over draws of the training cells and over pictures"""
+    rng, models = np.random.default_rng(0), ('diffusion', 'appearance alone', args.arch)
+    values = mean_balanced_accuracy(right, truth)
+    draws = []
+    for _ in range(2000):
+        chosen = right[rng.integers(args.seeds, size=args.seeds)]
+        draws.append(mean_balanced_accuracy(chosen[..., draw_again(truth, rng)], truth))
+    draws = np.array(draws)
+    each = np.array([mean_balanced_accuracy(one[None], truth) for one in right]).round(3)
+    rows = [
+        row(name, values[i], draws[:, i], a_class=n, each=each[:, i].tolist())
+        for i, name in enumerate(models)
+    ]
+    gap = row(f'diffusion less {args.arch}', values[0] - values[2], draws[:, 0] - draws[:, 2], a_class=n)
+    return dict(diffusion=float(values[0]), cnn=float(values[2])), [*rows, gap]
+
+
+def low_data(args):
+    """Compare on 10, 20 and 50 training cells a class"""
+    train, valid, test = read_fine(args)
+    test = choose(test, few(test[1], args.cells//10, 0))
+    run = partial(run_low_data, args, train, valid, test)
+    jobs = [(n, seed) for n in (50, 20, 10) for seed in range(args.seeds)]
+    if args.jobs > 1:
+        with multiprocessing.get_context('spawn').Pool(args.jobs, maxtasksperchild=1) as pool:
+            results = list(progress_bar(pool.imap_unordered(run, jobs), 'draws', len(jobs)))
+    else:
+        results = [run(job) for job in jobs]
+    results.sort(key=lambda result: result[:2])
+    figures, rows = {}, []
+    for n in (10, 20, 50):
+        right = np.stack([own for size, _, own in results if size == n])
+        figures[str(n)], own_rows = score_low_data(args, right, test[1], n)
+        rows += own_rows
+    return figures, rows
+
+
+def cnn_features(cnn, crops):
+    """Calculate what a discriminative network's last layer is given"""
+    body, mean, std = cnn.net.body.eval(), cnn.net.mean.view(1, -1, 1, 1), cnn.net.std.view(1, -1, 1, 1)
+    features = []
+    with torch.inference_mode():
+        for start in range(0, len(crops), 128):
+            light = torch.from_numpy(crops[start:start + 128]).permute(0, 3, 1, 2).float()
+            maps = body.forward_features((light - mean)/std)
+            features.append(body.forward_head(maps, pre_logits=True).numpy())
+    return np.concatenate(features)
+
+
+def cnn_scores(cnn, crops, train):
+    """Score how foreign crops are to a discriminative network: probability, energy (Liu et al. 2020), and
+    Mahalanobis distance of features to the classes' means (Lee et al. 2018)"""
+    logits, p = cnn.logits(crops, progress=False), cnn.probabilities(crops, progress=False)
+    known, features = cnn_features(cnn, train[0]), cnn_features(cnn, crops)
+    names, classes = np.unique(train[1], return_inverse=True)
+    means = np.stack([known[classes == k].mean(0) for k in range(len(names))])
+    inverse = np.linalg.pinv(np.cov((known - means[classes]).T) + 1e-3*np.eye(known.shape[1]))
+    distances = [
+        np.einsum('ij,jk,ik->i', features - mean, inverse, features - mean) for mean in means
+    ]
+    return {
+        'max probability': 1 - p.max(1), 'energy': -logsumexp(logits, 1),
+        'feature distance': np.stack(distances, 1).min(1),
+    }
+
+
+def diffusion_scores(model, crops):
+    """Score how foreign crops are to a diffusion classifier"""
+    meter = model.meter(crops)
+    errors = model.errors(meter, model.profile.probes)
+    kinds = {
+        'diffusion': 'both', 'diffusion: appearance alone': 'appearance',
+        'diffusion: errors alone': 'errors', 'diffusion: null class': 'null',
+    }
+    scores = {
+        name: model.profile.distance(meter.features, errors, kind) for name, kind in kinds.items()
+    }
+    p = model.race(meter).probabilities(model.temperature)
+    return scores | {'diffusion: max probability': 1 - p.max(1)}
+
+
+def foreign_cells(args, cells):
+    """Read the cells no model was shown; and, of another laboratory, cells of the kinds that it was"""
+    crops, classes, part = cells
+    if args.hold_out != 'LMU':
+        return crops[(classes == args.hold_out) & (part == 'test')], crops[:0]
+    paths, kinds = [], []
+    for path in sorted((public_root()/'aml_lmu').rglob('*.tiff')):
+        label = path.name.split('_')[0]
+        if label in OF_LMU and '___' not in path.name:  # without the copies that somebody augmented
+            paths.append(path)
+            kinds.append(OF_LMU[label])
+    names = [path.name for path in paths]
+    crops, kinds, _ = single_cells(args, paths, kinds, names, ['lmu']*len(paths), 'lmu')
+    return crops[kinds == 'blast'], crops[kinds != 'blast']
+
+
+def judge_score(name, own, foreign, group):
+    """Make the row of an anomaly score, of known and of foreign cells"""
+    score, truth = np.r_[own, foreign], np.repeat([0, 1], [len(own), len(foreign)])
+    rng = np.random.default_rng(0)
+    draws = [
+        roc_auc_score(truth, score[rows]) for rows in (draw_again(truth, rng) for _ in range(200))
+    ]
+    false_positive, true_positive, _ = roc_curve(truth, score)
+    best = (true_positive - false_positive).argmax()
+    return row(
+        name, roc_auc_score(truth, score), draws, sensitivity=true_positive[best],
+        specificity=1 - false_positive[best], foreign=len(foreign), known=len(own), what=group,
+    )
+
+
+def anomaly(args):
+    """Compare how well foreign cells are noticed"""
+    cells = pbc_cells(args, {label: label for label in FINE_CLASSES})
+    known = cells[1] != args.hold_out
+    train, valid, own = (take_part(cells, name, known) for name in ('train', 'valid', 'test'))
+    foreign, others = foreign_cells(args, cells)
+    bundle = dict(ERB='diffusion_no_erb', LMU='diffusion').get(args.hold_out)
+    generative, cnn = fit_both(args, train, valid, bundle)
+    crops = np.concatenate([own[0], foreign, others])
+    ends = np.cumsum([len(own[0]), len(foreign)])
+    scores = diffusion_scores(generative, crops)
+    scores |= {f'{args.arch}: {name}': score for name, score in cnn_scores(cnn, crops, train).items()}
+    parts = {name: np.split(score, ends) for name, score in scores.items()}
+    rows = [judge_score(name, known, away, args.hold_out) for name, (known, away, _) in parts.items()]
+    best = max(own_row['value'] for own_row in rows if not own_row['model'].startswith('diffusion'))
+    if len(others):
+        group = 'known kinds of that laboratory'
+        rows += [judge_score(name, known, away, group) for name, (known, _, away) in parts.items()]
     return dict(auc=rows[0]['value'], auc_best_cnn=best), rows
 
-def shift(a):
-    part, _ = pbc_cells(a, {k: v for k, v in FIVE_CLASSES.items() if k.isupper()}); d, c = fit_both(a, part('train'), part('valid'))
-    t = read_five_class(per_class=12 if a.quick else 0); t = t[t.center != 'pbc128'].reset_index(drop=True)
-    fx, fy, _ = single_cells(a, t.path, t.label, t.path.map(str).tolist(), t.center, 'five')
-    p = pbc_table(a, [k for k in FIVE_CLASSES if k.isupper()]); whole = lambda paths: as_crops([read_image(q) for q in paths], a.size)
-    wx, wy, k = whole(p.path), p.label.map(FIVE_CLASSES).to_numpy(str), p.image_id.map(split_by_name).to_numpy()
-    plain = fit_cnn(wx[k == 'train'], wy[k == 'train'], (wx[k == 'valid'], wy[k == 'valid']),
-                    fit_settings(recipe='plain', arch=a.arch, size=a.size, epochs=a.epochs, seed=a.seed, pretrained=False,
-                                device=a.device, threads=a.threads), kept(a, 'plain', a.arch))
-    rows = compared(balanced_accuracy_score, fy,
-                    {'diffusion': names_of(d, fx), 'look alone': by_look(d, fx),
-                     f'{a.arch}, the same crops and augmentation': names_of(c, fx),
-                     'plain, pictures as they are': names_of(plain, whole(t.path))})
-    return dict(bal_acc=rows[0]['value'], bal_acc_plain=rows[3]['value']), [r | dict(pictures=len(fy)) for r in rows]
 
-def errors_alone(d, x, y, seed):
-    "The same model without the head start of the look: another bank, chosen on validation cells"
-    i = few(y, 30, seed); e = d.errors(x[i], np.arange(len(d.looks)))[:, :-1]
-    return replace(d, bank=fit_bank(e, np.array([d.leaves.names.index(k) for k in y[i]])))
+def fit_plain(args):
+    """Train a discriminative network on the whole pictures as they are"""
+    table = pbc_table(args, OF_PBC)
+    cells = read_whole(args, table.path), table.label.map(OF_PBC).to_numpy(str)
+    part = table.image_id.map(split_by_name).to_numpy()
+    train, valid = (take_part((*cells, part), name) for name in ('train', 'valid'))
+    return fit_model(fit_classifier, train, valid, cnn_settings(args), kept(args, 'plain', args.arch))
 
-def cost(a):
-    part, _ = pbc_cells(a); train, valid, (x, y) = map(part, ('train', 'valid', 'test'))
-    i = few(y, max(1, a.cells//20), a.seed); x, y = x[i], y[i]
-    d = shipped_or_none(a, 'diffusion') or fit_generative(*train, valid, diffusion_settings(a), kept(a, 'diffusion', len(train[0])))
-    names = np.array(d.leaves.names); d.race(x[:64])
-    ran = {} # name -> answers, runs of the network, seconds
-    for name, m in {'cblc': d, 'cblc, errors alone': errors_alone(d, *valid, a.seed)}.items():
-        t = time.time()
-        race = m.race(x)
-        ran[name] = names[race.winner], m.runs(race), time.time()-t
-    student = fit_student(d, *train, (*valid, None), settings=cnn_settings(a, d.settings), out=kept(a, 'student', a.arch, len(train[0])))
-    student.probabilities(x[:64], progress=False)
-    t = time.time(); said = names_of(student, x); ran['student'] = said, np.zeros(len(x)), time.time()-t
-    t = time.time(); p = Relay(student, d).predict(x)
-    ran['student, then cblc'] = p.category.to_numpy(str), np.where(p.handed_over, ran['cblc'][1], 0), time.time()-t
-    t = time.time(); e, trials = published_errors(d, x, a.seed, most=200 if a.quick else 2000)
-    ran['cytodiffusion'] = names[e.argmin(1)], trials.max(1) if d.net.heads == 'all' else trials.sum(1), time.time()-t
-    print(f'{len(x)} cells; {100*p.handed_over.mean():.0f} % handed over by the student')
-    *rows, gap = compared(balanced_accuracy_score, y, {k: v[0] for k, v in ran.items()}, n=500)
-    rows = [r | dict(runs=n.mean(), seconds=sec/len(x), cells=len(x)) for r, (_, n, sec) in zip(rows, ran.values())] + [gap]
-    first, last = rows[0], rows[-2]
-    return dict(evaluations_ratio=first['runs']/last['runs'], seconds_ratio=first['seconds']/last['seconds'], bal_acc_difference=gap['value'], student_crops_per_s=1/rows[2]['seconds']), rows
 
-def keep_results(a, ran, rows):
-    "Put this command's table beside those of others."
-    path = Path(a.results); told = json.loads(path.read_text()) if path.is_file() else {}
-    name = ' '.join([a.what] + [a.hold_out]*(a.what == 'anomaly') + [a.arch]*(a.arch != 'efficientnet_b0'))
-    path.write_text(json.dumps(told | {name: dict(ran=ran, rows=rows)}, indent=1) + '\n')
+def read_whole(args, paths):
+    """Read pictures as they are, brought to one size"""
+    return as_crops([read_image(path) for path in paths], args.size)
 
-QUESTIONS = {'in-domain': in_domain, 'low-data': low_data, 'anomaly': anomaly, 'shift': shift, 'cost': cost}
+
+def shift(args):
+    """Compare in other laboratories"""
+    cells = pbc_cells(args, OF_PBC)
+    generative, cnn = fit_both(args, take_part(cells, 'train'), take_part(cells, 'valid'))
+    table = read_five_class(per_class=12 if args.quick else 0)
+    table = table[table.center != 'pbc128'].reset_index(drop=True)
+    names = table.path.map(str).tolist()
+    crops, truth, _ = single_cells(args, table.path, table.label, names, table.center, 'five')
+    answers = {
+        'diffusion': names_of(generative, crops),
+        'appearance alone': names_by_appearance(generative, crops),
+        f'{args.arch}, the same crops and augmentation': names_of(cnn, crops),
+        'plain, pictures as they are': names_of(fit_plain(args), read_whole(args, table.path)),
+    }
+    rows = [line | dict(pictures=len(truth)) for line in compare(balanced_accuracy_score, truth, answers)]
+    return dict(bal_acc=rows[0]['value'], bal_acc_plain=rows[3]['value']), rows
+
+
+def errors_alone(model, valid, seed):
+    """Take the same model without the head start: another bank, chosen on validation cells"""
+    crops, classes = choose(valid, few(valid[1], 30, seed))
+    errors = model.errors(model.meter(crops), np.arange(len(model.probes)))[:, :-1]
+    truth = np.array([model.leaves.names.index(name) for name in classes])
+    return replace(model, bank=fit_bank(errors, truth))
+
+
+def run_race(model, crops):
+    """Race: names, and runs of the network"""
+    race = model.race(model.meter(crops))
+    return np.array(model.leaves.names)[race.winner], model.runs(race)
+
+
+def run_student(student, crops):
+    """Ask the student alone"""
+    return names_of(student, crops), np.zeros(len(crops))
+
+
+def run_relay(student, model, own_runs, crops):
+    """Ask the student, and race the cells it is not sure of"""
+    predictions = Relay(student, model).predict(crops)
+    print(f'{len(crops)} cells; {100*predictions.handed_over.mean():.0f} % handed over by the student')
+    return predictions.category.to_numpy(str), np.where(predictions.handed_over, own_runs, 0)
+
+
+def run_published(args, model, crops):
+    """Race as published"""
+    errors, trials = published_errors(model, crops, args.seed, most=200 if args.quick else 2000)
+    runs = trials.max(1) if model.net.heads == 'all' else trials.sum(1)
+    return np.array(model.leaves.names)[errors.argmin(1)], runs
+
+
+def timed(run, *parameters):
+    """Run: names, runs of the network, seconds"""
+    begun = time.time()
+    return (*run(*parameters), time.time() - begun)
+
+
+def cost(args):
+    """Compare what a cell costs"""
+    train, valid, test = read_fine(args)
+    crops, truth = choose(test, few(test[1], max(1, args.cells//20), args.seed))
+    model = shipped_or_none(args, 'diffusion')
+    if model is None:
+        out = kept(args, 'diffusion', len(train[0]))
+        model = fit_model(fit_diffusion, train, valid, diffusion_settings(args), out)
+    run_race(model, crops[:64])  # warms up
+    ran = {'cblc': timed(run_race, model, crops)}
+    ran['cblc, errors alone'] = timed(run_race, errors_alone(model, valid, args.seed), crops)
+    settings = cnn_settings(args, **augmentation_of(model.settings))
+    out = kept(args, 'student', args.arch, len(train[0]))
+    student = fit_student(model, *train, (*valid, None), settings=settings, out=out, vocabulary=None)
+    run_student(student, crops[:64])
+    ran['student'] = timed(run_student, student, crops)
+    ran['student, then cblc'] = timed(run_relay, student, model, ran['cblc'][1], crops)
+    ran['cytodiffusion'] = timed(run_published, args, model, crops)
+    answers = {name: names for name, (names, _, _) in ran.items()}
+    *rows, gap = compare(balanced_accuracy_score, truth, answers, n=500)
+    rows = [
+        line | dict(runs=runs.mean(), seconds=seconds/len(crops), cells=len(crops))
+        for line, (_, runs, seconds) in zip(rows, ran.values())
+    ]
+    first, student_row, last = rows[0], rows[2], rows[-1]
+    return dict(
+        evaluations_ratio=first['runs']/last['runs'], seconds_ratio=first['seconds']/last['seconds'],
+        bal_acc_difference=gap['value'], student_crops_per_s=1/student_row['seconds'],
+    ), [*rows, gap]
+
+
+# the command
+
+QUESTIONS = {
+    'in-domain': in_domain, 'low-data': low_data, 'anomaly': anomaly, 'shift': shift, 'cost': cost
+}
+
+
+def rounded(value):
+    """Round the numbers of a result to four digits"""
+    if isinstance(value, dict):
+        return {name: rounded(entry) for name, entry in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def keep_results(args, ran, rows):
+    """Put this command's table beside those of others"""
+    path = Path(args.results)
+    tables = json.loads(path.read_text()) if path.is_file() else {}
+    words = [args.what]
+    if args.what == 'anomaly':
+        words.append(args.hold_out)
+    if args.arch != 'efficientnet_b0':
+        words.append(args.arch)
+    tables[' '.join(words)] = dict(ran=ran, rows=[rounded(line) for line in rows])
+    path.write_text(json.dumps(tables, indent=1) + '\n')
+
+
+def parse_arguments():
+    """Read the command line"""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('what', choices=QUESTIONS)
+    numbers = dict(
+        steps=DiffusionSettings.steps, seed=0, seeds=5, epochs=14, size=64, cells=1000, threads=cores(),
+        jobs=1,
+    )
+    for name, default in numbers.items():
+        parser.add_argument(f'--{name}', type=int, default=default)
+    for name, default in dict(arch='efficientnet_b0', device='auto', work='', results='').items():
+        parser.add_argument(f'--{name}', default=default)
+    parser.add_argument('--hold-out', default='ERB', choices=['ERB', 'PMY', 'LMU'])
+    parser.add_argument('--train', action='store_true')
+    parser.add_argument('--quick', action='store_true')
+    args = parser.parse_args()
+    if args.quick:
+        args.steps, args.epochs, args.size, args.seeds, args.cells = 40, 1, 32, 1, 40
+    return args
+
+
+def command_line():
+    """Write the command as it was given, without the folders of this machine"""
+    words, previous = [], ''
+    for word in sys.argv[1:]:
+        if not {previous, word} & {'--work', '--results'}:
+            words.append(word)
+        previous = word
+    return ' '.join(['python benchmarks/diffusion.py', *words])
+
+
+def main():
+    """Answer one question"""
+    args = parse_arguments()
+    if public_root() is None:
+        raise SystemExit('no public images here; set CBLC_DATA to their folder (data/README.md)')
+    torch.set_num_threads(args.threads)
+    begun = time.time()
+    figures, rows = QUESTIONS[args.what](args)
+    device = 'cuda' if args.device != 'cpu' and torch.cuda.is_available() else 'cpu'
+    ran = dict(
+        command=command_line(), device=device, threads=args.threads, jobs=args.jobs, steps=args.steps,
+        epochs=args.epochs, size=args.size, seed=args.seed, seconds=round(time.time() - begun),
+    )
+    print(pd.DataFrame(rows).round(4).to_string(index=False))
+    print(ran)
+    if args.results:
+        keep_results(args, ran, rows)
+    print(json.dumps(rounded(figures)))
+
 
 if __name__ == '__main__':
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('what', choices=QUESTIONS)
-    for k, v in dict(steps=DiffusionSettings.steps, seed=0, seeds=5, epochs=14, size=64, cells=1000, threads=cores(), jobs=1).items():
-        ap.add_argument(f'--{k}', type=int, default=v)
-    for k, v in dict(arch='efficientnet_b0', device='auto', work='', results='').items(): ap.add_argument(f'--{k}', default=v)
-    ap.add_argument('--hold-out', default='ERB', choices=['ERB', 'PMY', 'LMU'])
-    ap.add_argument('--train', action='store_true'); ap.add_argument('--quick', action='store_true')
-    a = ap.parse_args()
-    if public_root() is None: raise SystemExit('no public images here; set CBLC_DATA to their folder (data/README.md)')
-    if a.quick: a.steps, a.epochs, a.size, a.seeds, a.cells = 40, 1, 32, 1, 40
-    torch.set_num_threads(a.threads); t = time.time(); out, rows = QUESTIONS[a.what](a)
-    rounded = lambda v: {k: rounded(x) for k, x in v.items()} if isinstance(v, dict) else round(v, 4) if isinstance(v, float) else v
-    device = 'cuda' if a.device != 'cpu' and torch.cuda.is_available() else 'cpu'
-    asked = ' '.join(v for k, v in zip(['', *sys.argv[1:]], sys.argv[1:]) if not {k, v} & {'--work', '--results'})
-    ran = dict(command=f'python benchmarks/diffusion.py {asked}', device=device, threads=a.threads, jobs=a.jobs,
-               steps=a.steps, epochs=a.epochs, size=a.size, seed=a.seed, seconds=round(time.time()-t))
-    print(pd.DataFrame(rows).round(4).to_string(index=False)); print(ran)
-    if a.results: keep_results(a, ran, [rounded(r) for r in rows])
-    print(json.dumps(rounded(out)))
+    main()

@@ -26,11 +26,6 @@ try:
 except ModuleNotFoundError:     # Python 3.10
     import tomli as tomllib
 
-# %% ../nbs/00_data.ipynb #door
-from .core.contours import mask_to_polygon, polygon_to_mask, read_cells, write_cells  # until all rooms import these from core
-from .core.geojson_masks import write_geojson
-from .core.images import BadImage, image_paths, image_size, read_image
-
 # %% ../nbs/00_data.ipynb #c039
 VOCABULARY_COLUMNS = ('code', 'meaning', 'lineage', 'category', 'cblc', 'who_blast', 'nucleated')
 _FLAG_COLUMNS = ('cblc', 'who_blast', 'nucleated')

@@ -14,7 +14,7 @@ from .core.bundle import read_bundle, shipped
 from .core.errors import InputError
 from .core.run import Run
 from .core.slides import SLIDE_SUFFIXES, slide_fields
-from .data import BadImage, image_paths
+from .core.images import BadImage, image_paths
 
 # %% ../nbs/07_diagnose.ipynb #c005
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def smear_dates(
 def _correction(cells, images, meta):
     "Give the corrected ratio, the course over time, and what to mind, as far as the bundle's validation goes"
     from cblc.hospital.frozen import Frozen
-    from cblc.ratio.prevalence import correct_patient
+    from cblc.ratio.correction import correct_patient
     from cblc.ratio.serial import count_smears, serial_table
     validation, clustering = Frozen.from_meta(meta).correction
     days, warnings = smear_dates(images), []
@@ -92,12 +92,12 @@ def _correction(cells, images, meta):
             warnings[0] += '; the bundle holds no frozen validation to compare them by'
         return {}, None, warnings
     corrected = correct_patient(cells, validation, clustering)
-    warnings += corrected.pop('warnings')
+    warnings += corrected.warnings
     if not days:
-        return corrected, None, warnings
+        return corrected.to_json(), None, warnings
     counts = count_smears(cells.assign(smear_id=cells.image_id.map(days)))
     course = serial_table(counts, {day: day for day in days.values()}, validation, clustering)
-    return corrected, course, warnings
+    return corrected.to_json(), course, warnings
 
 
 def _open_classifier(model):

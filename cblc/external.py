@@ -18,7 +18,8 @@ from .core.errors import InputError
 from .core.page import render_page
 from .core.run import (
     MANIFEST, fingerprint, read_manifest, was_done, write_json, write_manifest, write_whole)
-from .data import read_cells, read_cohort, write_cells
+from .core.contours import read_cells, write_cells
+from .data import read_cohort
 from .hospital.centers import (
     CenterData, add_opinion, center_rows, classify_images, own_crop_settings, restained_crops)
 from .hospital.frozen import Frozen, refuse_tuned

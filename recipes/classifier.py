@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from cblc.classifier import fit_classifier
 from cblc.cells.crops import STANDARD, crop_cells
-from cblc.data import VOCABULARY, read_image
+from cblc.core.images import read_image
+from cblc.data import VOCABULARY
 from cblc.matching import match
 from cblc.core.measures import cell_scores
 from cblc.sources.public import box_polygon, split_by_name, public_root, read_bcisc, read_pbc

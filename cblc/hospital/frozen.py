@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from ..core.bundle import read_bundle, write_bundle
 from ..core.errors import InputError
-from ..ratio.prevalence import Clustering, Validation
+from ..ratio.calls import Clustering
+from ..ratio.prevalence import Validation
 
 # %% ../../nbs/hospital/00_frozen.ipynb #n007
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from ..ratio.diagnosis import blast_percents, calibration, center_scores, confus
 from ..matching import average_precision, detection_scores, splits_merges
 from ..patient import CountSettings, cblc_ratio, count_cells, counted_cells, expert_cblc
 from ..ratio.patients import count_fields, patient_table
-from ..ratio.prevalence import correct_ratios
-from ..cells.stain import MEASURES, stain_distance, stain_shift, stain_table
+from ..ratio.correction import correct_ratios
+from ..cells.profile import MEASURES, stain_distance, stain_shift, stain_table
 from ..core.errors import DISCLAIMER, InputError
 
 # %% ../../nbs/hospital/03_judge.ipynb #p003

@@ -16,7 +16,9 @@ from ..core.errors import InputError
 from ..core.images import BadImage, read_image
 from ..core.page import data_uri, figure_uri, render_page
 from ..core.run import write_json, write_whole
-from ..data import Vocabulary, need_columns, write_cells, write_geojson
+from ..core.contours import write_cells
+from ..core.geojson_masks import write_geojson
+from ..data import need_columns, Vocabulary
 from cblc.patient import (
     BAND_COLORS, BANDS, CATEGORY_COLORS, GENETICS_NOTE, THRESHOLDS, CountSettings, category_columns,
     count_cells, counted_cells, lineages, review,

@@ -24,7 +24,7 @@ from cblc.ratio.diagnosis import (
     at_thresholds, decision_curve, plot_bland_altman, plot_decision, plot_diagnoses, plot_p_aml,
     plot_passing_bablok, plot_roc,
 )
-from ..ratio.prevalence import plot_corrected
+from ..ratio.correction import plot_corrected
 
 # %% ../../nbs/pages/01_study.ipynb #c006
 CELL_METRICS = dict(

@@ -7,137 +7,231 @@ __all__ = ['Laboratory', 'make_laboratory', 'World', 'make_world', 'judge', 'cov
            'plot_promises']
 
 # %% ../../nbs/ratio/01_coverage.ipynb #c003
-import numpy as np, pandas as pd
 from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
 from scipy import special
+
 from ..core.measures import axes_for, exact_interval
 from ..data import VOCABULARY
 from ..patient import BANDS, THRESHOLDS
-from .prevalence import Validation, adjusted_count, correct_ratios, em_prevalence, undo_recall, validate
+from .correction import correct_ratios
+from .prevalence import Validation, adjusted_count, em_prevalence, undo_recall, validate
 
 # %% ../../nbs/ratio/01_coverage.ipynb #c007
 @dataclass(frozen=True)
 class Laboratory:
-    "Hold one laboratory: what is true of its classifier and detector, and what its validation counted"
-    strength: float; prior: float           # delta of the log-odds, and the share of CBLC it was trained with
-    recall_cblc: float; recall_other: float
-    differ: float                           # standard deviation of patients' shifts of the log-odds
-    validation: Validation
+    "What is true of a laboratory's classifier and detector, and what its validation counted"
+    strength: float         # delta of the log-odds
+    prior: float            # share of CBLC the classifier was trained with, 0-1
+    recall_cblc: float      # share of CBLC the detector finds, 0-1
+    recall_other: float     # share of other cells it finds, 0-1
+    differ: float           # standard deviation of patients' shifts of the log-odds
+    validation: Validation  # what it counted itself
 
-def _call(is_cblc, shift, strength, prior, rng):
+def _draw_p(is_cblc, shift, strength, prior, rng):
     "Draw the classifier's probability for cells, calibrated at `prior`"
-    z = np.where(is_cblc, strength, -strength) + rng.normal(0, np.sqrt(2*strength), len(is_cblc))
-    return special.expit(z + special.logit(prior) + shift)
+    logit = np.where(is_cblc, strength, -strength) + rng.normal(0, np.sqrt(2*strength), len(is_cblc))
+    return special.expit(logit + special.logit(prior) + shift)
 
-def make_laboratory(rng, differ=0., n_patients=20)->Laboratory:
+def make_laboratory(
+    rng: np.random.Generator,  # of the draws
+    differ: float = 0.,        # standard deviation of patients' shifts of the log-odds
+    n_patients: int = 20,      # of the validation
+) -> Laboratory:
     "Draw a laboratory and let it validate on patients of its own"
-    lab = dict(strength=rng.uniform(3, 5), prior=rng.uniform(.2, .35), recall_cblc=rng.uniform(.85, .95),
-               recall_other=rng.uniform(.92, .99))
-    n1, n0 = int(rng.integers(400, 1500)), int(rng.integers(1500, 6000)); t = np.arange(n1 + n0) < n1
-    who, shift = rng.integers(0, n_patients, n1 + n0), rng.normal(0, differ, n_patients)
-    found = rng.random(n1 + n0) < np.where(t, lab['recall_cblc'], lab['recall_other'])
-    cells = pd.DataFrame(dict(cell_id=np.arange(n1 + n0), patient_id=who, code=np.where(t, 'N', 'L'), category='N', counted=True, p_cblc=_call(t, shift[who], lab['strength'], lab['prior'], rng)))
-    cells['cblc'] = cells.p_cblc >= .5
-    return Laboratory(**lab, differ=differ, validation=validate(cells[found], cells.assign(match_id=cells.cell_id.where(found)), vocabulary=VOCABULARY))
+    strength, prior = rng.uniform(3, 5), rng.uniform(.2, .35)
+    recall_cblc, recall_other = rng.uniform(.85, .95), rng.uniform(.92, .99)
+    n_cblc, n_other = int(rng.integers(400, 1500)), int(rng.integers(1500, 6000))
+    n = n_cblc + n_other
+    is_cblc = np.arange(n) < n_cblc
+    patient, shift = rng.integers(0, n_patients, n), rng.normal(0, differ, n_patients)
+    found = rng.random(n) < np.where(is_cblc, recall_cblc, recall_other)
+    p = _draw_p(is_cblc, shift[patient], strength, prior, rng)
+    cells = pd.DataFrame(dict(cell_id=np.arange(n), patient_id=patient, code=np.where(is_cblc, 'N', 'L'),
+                              category='N', counted=True, p_cblc=p, cblc=p >= .5))
+    validation = validate(cells[found], cells, vocabulary=VOCABULARY)
+    return Laboratory(strength, prior, recall_cblc, recall_other, differ, validation)
 
 # %% ../../nbs/ratio/01_coverage.ipynb #c008
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class World:
-    "Hold simulated patients: what the method sees, and the truth it does not"
-    fields: pd.DataFrame        # patient_id, center (the laboratory), image_id, n, n_cblc, p
-    validation: dict            # laboratory -> Validation
-    truth: pd.Series            # patient_id -> true ratio
-    cells: pd.DataFrame         # found cells: patient (row of truth), p
-    priors: dict                # laboratory -> share of CBLC its probabilities are calibrated at
+    "Simulated patients: what the method sees, and the truth it does not"
+    fields: pd.DataFrame  # patient_id, center (the laboratory), image_id, n, n_cblc, p
+    validation: dict      # laboratory -> Validation
+    truth: pd.Series      # patient_id -> true ratio, 0-1
+    cells: pd.DataFrame   # found cells: patient (row of truth), p
+    priors: dict          # laboratory -> share of CBLC its probabilities are calibrated at
 
-def _ratios(n, rng):
+def _draw_truth(n, rng):
     "Draw true ratios, a quarter in each band, log-uniform within"
-    low, high = np.log([.01, *THRESHOLDS]), np.log([*THRESHOLDS, .6]); b = np.arange(n) % 4
-    return np.exp(rng.uniform(low[b], high[b]))
+    low, high = np.log([.01, *THRESHOLDS]), np.log([*THRESHOLDS, .6])
+    quarter = np.arange(n) % 4
+    return np.exp(rng.uniform(low[quarter], high[quarter]))
 
-def make_world(n_patients=2000, n_labs=100,
-               ratio=None,                  # a true ratio for all, or one each; default: a quarter of patients in each band
-               differ=0.,                   # standard deviation of patients' own shifts of the log-odds
-               icc=.03,                     # mean correlation of two cells of one field
-               n_cells=(200, 2000), seed=0
-              )->World:
+def _draw_fields(truth, n_cells, icc, rng):
+    "Draw the fields of every patient: the patient's row, cells and CBLC of each field"
+    n_patients = len(truth)
+    n = np.exp(rng.uniform(*np.log(n_cells), n_patients)).astype(int)
+    n_fields = rng.integers(5, 31, n_patients)
+    own_icc = rng.beta(1.5, 1.5/icc - 1.5, n_patients)
+    patient = np.repeat(np.arange(n_patients), n_fields)
+    sizes = np.concatenate([rng.multinomial(k, rng.dirichlet(np.full(m, 6.))) for k, m in zip(n, n_fields)])
+    spread = 1/own_icc[patient] - 1
+    share = rng.beta(*np.maximum([truth[patient]*spread, (1 - truth[patient])*spread], 1e-6))
+    return patient, sizes, rng.binomial(sizes, share)
+
+def _count_fields(patient, sizes, cblc, home, labs, differ, rng):
+    "Let each patient's laboratory detect and classify: the fields as counted, and the cells found"
+    traits = {name: np.array([getattr(lab, name) for lab in labs])[home]
+              for name in ('strength', 'prior', 'recall_cblc', 'recall_other')}
+    found_cblc = rng.binomial(cblc, traits['recall_cblc'][patient])
+    found_other = rng.binomial(sizes - cblc, traits['recall_other'][patient])
+    kinds, n_fields = np.c_[found_cblc, found_other].ravel(), len(patient)
+    field = np.repeat(np.repeat(np.arange(n_fields), 2), kinds)
+    is_cblc = np.repeat(np.tile([True, False], n_fields), kinds)
+    owner = patient[field]
+    shift = rng.normal(0, differ, len(home))[owner]
+    p = _draw_p(is_cblc, shift, traits['strength'][owner], traits['prior'][owner], rng)
+    n_called = np.bincount(field, p >= .5, n_fields).astype(int)
+    fields = pd.DataFrame(dict(center=home[patient], image_id=np.arange(n_fields), n=found_cblc + found_other,
+                               n_cblc=n_called, p=np.bincount(field, p, n_fields)))
+    return fields, pd.DataFrame(dict(patient=owner, p=p))
+
+# %% ../../nbs/ratio/01_coverage.ipynb #n004
+def make_world(
+    n_patients: int = 2000,        # patients, spread over the laboratories
+    n_labs: int = 100,             # laboratories
+    ratio=None,                    # a true ratio for all, or one each; default: a quarter in each band
+    differ: float = 0.,            # standard deviation of patients' own shifts of the log-odds
+    icc: float = .03,              # mean correlation of two cells of one field, 0-1
+    n_cells: tuple = (200, 2000),  # fewest and most cells a patient
+    seed: int = 0,                 # decides every draw
+) -> World:
     "Simulate laboratories and their patients"
-    rng = np.random.default_rng(seed); labs = [make_laboratory(rng, differ) for _ in range(n_labs)]
-    truth = _ratios(n_patients, rng) if ratio is None else np.broadcast_to(np.asarray(ratio, float), (n_patients,))
+    rng = np.random.default_rng(seed)
+    labs = [make_laboratory(rng, differ) for _ in range(n_labs)]
+    if ratio is None:
+        ratio = _draw_truth(n_patients, rng)
+    truth = np.broadcast_to(np.asarray(ratio, float), n_patients)
     home = np.arange(n_patients)//4 % n_labs
-    n = np.exp(rng.uniform(*np.log(n_cells), n_patients)).astype(int); m = rng.integers(5, 31, n_patients)
-    rho = rng.beta(1.5, 1.5/icc - 1.5, n_patients)
-    of = np.repeat(np.arange(n_patients), m)
-    sizes = np.concatenate([rng.multinomial(a, rng.dirichlet(np.full(b, 6.))) for a, b in zip(n, m)])
-    cblc = rng.binomial(sizes, rng.beta(*np.maximum([truth[of]*(1/rho[of] - 1), (1 - truth[of])*(1/rho[of] - 1)], 1e-6)))
-    get = lambda k: np.array([getattr(l, k) for l in labs])[home]
-    f1, f0 = rng.binomial(cblc, get('recall_cblc')[of]), rng.binomial(sizes - cblc, get('recall_other')[of])
-    field = np.repeat(np.repeat(np.arange(len(of)), 2), np.c_[f1, f0].ravel())
-    t = np.repeat(np.tile([True, False], len(of)), np.c_[f1, f0].ravel())
-    who = of[field]
-    p = _call(t, rng.normal(0, differ, n_patients)[who], get('strength')[who], get('prior')[who], rng)
-    add = lambda w: np.bincount(field, w, len(of))
+    patient, sizes, cblc = _draw_fields(truth, n_cells, icc, rng)
+    fields, found = _count_fields(patient, sizes, cblc, home, labs, differ, rng)
     ids = np.array([f'p{i:05d}' for i in range(n_patients)])
-    fields = pd.DataFrame(dict(patient_id=ids[of], center=home[of], image_id=np.arange(len(of)), n=f1 + f0, n_cblc=add(p >= .5).astype(int), p=add(p)))
-    return World(fields[fields.n > 0], {i: l.validation for i, l in enumerate(labs)}, pd.Series(truth, pd.Index(ids, name='patient_id')),
-                 pd.DataFrame(dict(patient=who, p=p)), {i: l.prior for i, l in enumerate(labs)})
+    fields.insert(0, 'patient_id', ids[patient])
+    truth = pd.Series(truth, pd.Index(ids, name='patient_id'))
+    return World(fields[fields.n > 0], {i: lab.validation for i, lab in enumerate(labs)}, truth, found,
+                 {i: lab.prior for i, lab in enumerate(labs)})
 
 # %% ../../nbs/ratio/01_coverage.ipynb #c012
-def judge(world, clustering=None)->pd.DataFrame:   # `correct_ratios` and truth, band, covers, binomial_low, binomial_high, binomial_covers
+def judge(
+    world: World,     # simulated patients
+    clustering=None,  # frozen; None: learned from these patients
+) -> pd.DataFrame:    # `correct_ratios` and truth, band, corrected_covers, binomial_low, _high and _covers
     "Compare intervals with the truth, patient by patient"
-    t = correct_ratios(world.fields, world.validation, clustering, patient_ids=world.truth.index); t['truth'] = world.truth
-    t['band'] = np.array(BANDS, object)[np.searchsorted(THRESHOLDS, t.truth, side='right')]
-    t['binomial_low'], t['binomial_high'] = exact_interval((t.raw_ratio*t.n_cells).round(), t.n_cells)
-    for kind in ('binomial', 'corrected'): t[f'{kind}_covers'] = (t[f'{kind}_low'] <= t.truth) & (t.truth <= t[f'{kind}_high'])
-    return t
+    truth = world.truth
+    table = correct_ratios(world.fields, world.validation, clustering, truth.index).assign(truth=truth)
+    table['band'] = np.array(BANDS, object)[np.searchsorted(THRESHOLDS, table.truth, side='right')]
+    low, high = exact_interval((table.raw_ratio*table.n_cells).round(), table.n_cells)
+    table = table.assign(binomial_low=low, binomial_high=high)
+    for kind in ('binomial', 'corrected'):
+        table[f'{kind}_covers'] = (table[f'{kind}_low'] <= truth) & (truth <= table[f'{kind}_high'])
+    return table
 
-def coverage_table(judged, by='band')->pd.DataFrame:   # one row a group, and `all`
+def _coverage_row(judged):
+    "Count kept promises of a group of patients"
+    low, high = exact_interval(judged.corrected_covers.sum(), len(judged))
+    error_raw = (judged.raw_ratio - judged.truth).abs().mean()
+    error_corrected = (judged.corrected_ratio - judged.truth).abs().mean()
+    return dict(n=len(judged), coverage=judged.corrected_covers.mean(), low=low, high=high,
+                below=(judged.corrected_high < judged.truth).mean(),
+                above=(judged.corrected_low > judged.truth).mean(), binomial=judged.binomial_covers.mean(),
+                width=(judged.corrected_high - judged.corrected_low).mean(), mae_raw=error_raw,
+                mae_corrected=error_corrected, mae_ratio=error_corrected/error_raw)
+
+def coverage_table(
+    judged: pd.DataFrame,  # from `judge`
+    by: str = 'band',      # column to group by
+) -> pd.DataFrame:  # a row a group, and `all`: n, coverage with low and high, misses, width, mean errors
     "Count kept promises by band of the true ratio"
-    def row(g):
-        low, high = exact_interval(g.corrected_covers.sum(), len(g)); mae = lambda c: (g[c] - g.truth).abs().mean()
-        return dict(n=len(g), coverage=g.corrected_covers.mean(), low=low, high=high, below=(g.corrected_high < g.truth).mean(),
-                    above=(g.corrected_low > g.truth).mean(), binomial=g.binomial_covers.mean(),
-                    width=(g.corrected_high - g.corrected_low).mean(), mae_raw=mae('raw_ratio'), mae_corrected=mae('corrected_ratio'), mae_ratio=mae('corrected_ratio')/mae('raw_ratio'))
-    groups = {k: judged[judged[by] == k] for k in (BANDS if by == 'band' else sorted(judged[by].unique()))}
-    return pd.DataFrame({k: row(g) for k, g in {**groups, 'all': judged}.items() if len(g)}).T.astype(dict(n=int)).rename_axis(by)
+    names = BANDS if by == 'band' else sorted(judged[by].unique())
+    groups = {name: judged[judged[by] == name] for name in names} | dict(all=judged)
+    rows = {name: _coverage_row(group) for name, group in groups.items() if len(group)}
+    return pd.DataFrame(rows).T.astype(dict(n=int)).rename_axis(by)
 
 # %% ../../nbs/ratio/01_coverage.ipynb #c023
-def point_errors(world, judged)->pd.DataFrame:   # mean absolute error in percentage points, one row a method, columns bands and all
+def _em_ratios(cells, home, priors):
+    "Ask EM for each patient's ratio; NaN without cells"
+    ratios = np.full(len(home), np.nan)
+    for patient, p in cells.groupby('patient').p:
+        prior = priors[home.iloc[patient]]
+        ratios[patient] = em_prevalence(np.c_[1 - p, p], [1 - prior, prior], tol=1e-6)[0][1]
+    return ratios
+
+def point_errors(
+    world: World,          # simulated patients
+    judged: pd.DataFrame,  # what `judge` made of them
+) -> pd.DataFrame:         # mean absolute error in percentage points: a row a method, columns bands and all
     "Compare classify-and-count with its corrections"
-    home = world.fields.drop_duplicates('patient_id').set_index('patient_id').center.reindex(world.truth.index)
-    v = home.map(world.validation)
-    d1, d0 = (np.array([getattr(x, k) for x in v]) for k in ('recall_cblc', 'recall_other')); ps = world.cells.groupby('patient').p
-    em = np.full(len(home), np.nan)
-    for i, p in ps: a = world.priors[home.iloc[i]]; em[i] = em_prevalence(np.c_[1 - p, p], [1 - a, a], tol=1e-6)[0][1]
-    acc = adjusted_count(judged.raw_ratio, np.array([x.sensitivity for x in v]), np.array([x.specificity for x in v]))
-    est = {'classify and count': judged.raw_ratio, 'mean probability': ps.mean().reindex(range(len(home))).to_numpy(), 'adjusted count': acc, 'adjusted count, recall undone': undo_recall(acc, d1, d0),
-           'probabilistic adjusted, recall undone': judged.pacc_ratio, 'EM, recall undone': undo_recall(em, d1, d0), 'corrected_ratio': judged.corrected_ratio}
-    err = pd.DataFrame({k: 100*np.abs(np.asarray(x) - judged.truth.to_numpy()) for k, x in est.items()})
-    return pd.concat([err.groupby(judged.band.to_numpy()).mean().reindex(BANDS).T, err.mean().rename('all')], axis=1)
+    first = world.fields.drop_duplicates('patient_id').set_index('patient_id')
+    home = first.center.reindex(world.truth.index)
+    names = ('sensitivity', 'specificity', 'recall_cblc', 'recall_other')
+    sensitivity, specificity, recall_cblc, recall_other = (
+        np.array([getattr(world.validation[lab], name) for lab in home]) for name in names)
+    mean_p = world.cells.groupby('patient').p.mean().reindex(range(len(home)))
+    adjusted = adjusted_count(judged.raw_ratio, sensitivity, specificity)
+    em = _em_ratios(world.cells, home, world.priors)
+    estimates = {
+        'classify and count': judged.raw_ratio, 'mean probability': mean_p, 'adjusted count': adjusted,
+        'adjusted count, recall undone': undo_recall(adjusted, recall_cblc, recall_other),
+        'probabilistic adjusted, recall undone': judged.pacc_ratio,
+        'EM, recall undone': undo_recall(em, recall_cblc, recall_other),
+        'corrected_ratio': judged.corrected_ratio}
+    truth = judged.truth.to_numpy()
+    errors = pd.DataFrame({name: 100*np.abs(np.asarray(x) - truth) for name, x in estimates.items()})
+    by_band = errors.groupby(judged.band.to_numpy()).mean().reindex(BANDS).T
+    return pd.concat([by_band, errors.mean().rename('all')], axis=1)
 
 # %% ../../nbs/ratio/01_coverage.ipynb #c027
-def plot_coverage(table, ax=None):
+def plot_coverage(
+    table: pd.DataFrame,  # from `coverage_table`
+    ax=None,              # matplotlib axes; default: new ones
+):                        # the axes
     "Plot coverage by group with its own interval, beside the binomial interval's"
-    ax = axes_for(ax, (4.6, 3)); d = table.drop(index='all'); x = np.arange(len(d))
-    names = [i if isinstance(i, str) else f'{100*i:g} %' for i in d.index]
-    ax.axhspan(93, 97, color='#cfe3cf', lw=0); ax.axhline(95, color='#7a9', lw=.8)
-    ax.errorbar(x, 100*d.coverage, 100*np.c_[d.coverage - d.low, d.high - d.coverage].T, fmt='o', color='#b5105e',
-                label='corrected, all sources')
-    ax.plot(x, 100*d.binomial, 'x--', color='#888', lw=1, label='plain count, exact binomial')
-    n = f'{d.n.min():.0f}' + (f'-{d.n.max():.0f}' if d.n.min() < d.n.max() else '')
-    ax.set(xticks=x, xticklabels=names, ylim=(0, 101), xlim=(-.4, len(d) - .6), xlabel=f'true ratio ({n} patients each)',
-           ylabel='intervals that\ncontain the truth, %')
-    ax.legend(frameon=False, fontsize=7, ncols=2, loc='lower center', bbox_to_anchor=(.5, 1), columnspacing=1); return ax
+    ax = axes_for(ax, (4.6, 3))
+    groups = table.drop(index='all')
+    x = np.arange(len(groups))
+    names = [i if isinstance(i, str) else f'{100*i:g} %' for i in groups.index]
+    reach = 100*np.c_[groups.coverage - groups.low, groups.high - groups.coverage].T
+    ax.axhspan(93, 97, color='#cfe3cf', lw=0)
+    ax.axhline(95, color='#7a9', lw=.8)
+    ax.errorbar(x, 100*groups.coverage, reach, fmt='o', color='#b5105e', label='corrected, all sources')
+    ax.plot(x, 100*groups.binomial, 'x--', color='#888', lw=1, label='plain count, exact binomial')
+    sizes = '-'.join(f'{n:.0f}' for n in sorted({groups.n.min(), groups.n.max()}))
+    ax.set(xticks=x, xticklabels=names, ylim=(0, 101), xlim=(-.4, len(groups) - .6),
+           xlabel=f'true ratio ({sizes} patients each)', ylabel='intervals that\ncontain the truth, %')
+    ax.legend(frameon=False, fontsize=7, ncols=2, loc='lower center', bbox_to_anchor=(.5, 1), columnspacing=1)
+    return ax
 
-def plot_promises(judged, ax=None, bins=(0, .05, .2, .4, .6, .8, .95, 1)):
+def plot_promises(
+    judged: pd.DataFrame,                        # from `judge`
+    ax=None,                                     # matplotlib axes; default: new ones
+    bins=(0, .05, .2, .4, .6, .8, .95, 1),       # of the confidence, 0-1
+):                                               # the axes
     "Plot how often patients were at or above a threshold against the confidence stated"
-    ax = axes_for(ax, (3.2, 3)); ax.plot([0, 100], [0, 100], color='#999', lw=1, ls='--')
-    for t, color in zip(THRESHOLDS, ('#4c8c2b', '#1e63c4', '#b5105e')):
-        p, y = judged[f'p_ge_{100*t:.0f}'], judged.truth >= t; g = pd.cut(p, bins, include_lowest=True)
-        n, k, x = (s.groupby(g, observed=True).agg(f) for s, f in ((y, 'size'), (y, 'sum'), (p, 'mean')))
-        low, high = exact_interval(k, n)
-        ax.errorbar(100*x, 100*k/n, 100*np.abs(np.array([low, high]) - (k/n).to_numpy()), fmt='o-', ms=4, lw=1, color=color,
-                    label=f'{100*t:.0f} %')
-    ax.set(xlabel='confidence stated, %', ylabel='came true, %', title=f'n={len(judged)} patients'); ax.title.set_fontsize(9)
+    ax = axes_for(ax, (3.2, 3))
+    ax.plot([0, 100], [0, 100], color='#999', lw=1, ls='--')
+    for threshold, color in zip(THRESHOLDS, ('#4c8c2b', '#1e63c4', '#b5105e')):
+        stated, true = judged[f'p_ge_{100*threshold:.0f}'], judged.truth >= threshold
+        group = pd.cut(stated, bins, include_lowest=True)
+        came_true = true.groupby(group, observed=True).agg(['size', 'sum'])
+        share = (came_true['sum']/came_true['size']).to_numpy()
+        reach = np.abs(np.array(exact_interval(came_true['sum'], came_true['size'])) - share)
+        mean_stated = stated.groupby(group, observed=True).mean()
+        ax.errorbar(100*mean_stated, 100*share, 100*reach, fmt='o-', ms=4, lw=1, color=color,
+                    label=f'{100*threshold:.0f} %')
+    ax.set(xlabel='confidence stated, %', ylabel='came true, %')
+    ax.set_title(f'n={len(judged)} patients', fontsize=9)
     ax.legend(frameon=False, fontsize=8, title='at least', title_fontsize=8)
     return ax

@@ -6,107 +6,181 @@
 __all__ = ['count_smears', 'draw_ratios', 'change', 'serial_table', 'smallest_change', 'plot_serial']
 
 # %% ../../nbs/ratio/03_serial.ipynb #c003
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from scipy import stats
+
+from ..core.errors import InputError
 from ..core.measures import axes_for
 from ..data import need_columns
+from ..patient import shade_bands
+from .calls import RATIO_GRID, Clustering, call_moments, error_rates, icc_weights, sobol_points
+from .calls import sum_fields
+from .correction import correct_ratios
 from .patients import count_fields
-from .prevalence import Clustering, _error_rates, _icc_weights, _moments, _sizes, _sobol, adjusted_count, correct_ratios, undo_recall
-from ..core.errors import InputError
+from .prevalence import Validation, adjusted_count, undo_recall
 
 # %% ../../nbs/ratio/03_serial.ipynb #c007
-def count_smears(cells,                     # classified cells of one patient's smears
-                 by='smear_id'              # the column that tells smears apart
-                )->pd.DataFrame:            # as `count_fields`, with the smear in place of the patient
+def count_smears(
+    cells: pd.DataFrame,   # classified cells of one patient's smears, with `counted`
+    by: str = 'smear_id',  # the column that tells smears apart
+) -> pd.DataFrame:         # as `count_fields`, with the smear in place of the patient
     "Count the fields of every smear of one patient"
     need_columns(cells, [by, 'patient_id'], 'serial smears')
-    if cells.patient_id.nunique() > 1: raise InputError(f'{cells.patient_id.nunique()} patients in the cells table: pass the smears of one')
+    n_patients = cells.patient_id.nunique()
+    if n_patients > 1:
+        raise InputError(f'{n_patients} patients in the cells table', 'pass the smears of one')
     return count_fields(cells.assign(patient_id=cells[by]))
 
-def draw_ratios(fields,                     # from `count_smears`; all counted by the same model
-                validation, clustering=Clustering(),
-                n=4096, seed=0
-               )->pd.DataFrame:             # draws x smears, ratios 0-1
-    "Draw true ratios that counts and validation allow, error rates shared by all smears"
-    s = _sizes(fields); w = _icc_weights(fields, s, validation, clustering); t = _moments(validation); u = _sobol(n, seed)
-    rng = np.random.default_rng(seed); out = {}
-    for i, (name, r) in enumerate(s.iterrows()):
-        se, sp, d1, d0 = _error_rates(validation, np.vstack([u[:4], rng.random(n)[None]])); q = (r.k + .5)/(r.n + 1)
-        found = np.clip(adjusted_count(q, validation.sensitivity, validation.specificity), .003, .997)
-        share = min(1., t['gain']**2*found*(1 - found)/(q*(1 - q)))
-        deff = 1 + (r.n2/r.n - 1)*rng.choice(clustering.icc, n, p=w[i])*share
-        q = stats.beta.ppf(rng.random(n), r.k/deff + .5, (r.n - r.k)/deff + .5)
-        out[name] = undo_recall(np.clip((q - (1 - sp))/np.maximum(se + sp - 1, .01), 0, 1), d1, d0)
-    return pd.DataFrame(out)
+def _draw_called(smear, share, icc, rng):
+    "Draw the share of calls that a count allows, from the ICC of its fields"
+    effect = 1 + (smear.n2/smear.n - 1)*icc*share
+    n_other = smear.n - smear.n_cblc
+    return stats.beta.ppf(rng.random(len(icc)), smear.n_cblc/effect + .5, n_other/effect + .5)
 
-def change(before, after,                   # draws of two smears, from `draw_ratios`
-           level=.95)->dict:                # change, low, high, p
+def draw_ratios(
+    fields: pd.DataFrame,                   # from `count_smears`; all counted by the same model
+    validation: Validation,                 # of that model
+    clustering: Clustering = Clustering(),  # frozen on the main cohort; default: the cautious one
+    n: int = 4096,                          # draws
+    seed: int = 0,                          # of the draws
+) -> pd.DataFrame:                          # draws x smears, ratios 0-1
+    "Draw true ratios that counts and validation allow, error rates shared by all smears"
+    sums, gain, shared = sum_fields(fields), call_moments(validation).gain, sobol_points(n, seed)
+    weights = icc_weights(fields, sums, validation, clustering)
+    rng, drawn = np.random.default_rng(seed), {}
+    for i, (name, smear) in enumerate(sums.iterrows()):
+        u = np.vstack([shared[:4], rng.random(n)[None]])
+        sensitivity, specificity, recall_cblc, recall_other = error_rates(validation, u)
+        called = (smear.n_cblc + .5)/(smear.n + 1)
+        found = np.clip(adjusted_count(called, validation.sensitivity, validation.specificity), .003, .997)
+        share = min(1., gain**2*found*(1 - found)/(called*(1 - called)))  # an ICC of calls over that of cells
+        called = _draw_called(smear, share, rng.choice(clustering.icc, n, p=weights[i]), rng)
+        found = (called - (1 - specificity))/np.maximum(sensitivity + specificity - 1, .01)
+        drawn[name] = undo_recall(np.clip(found, 0, 1), recall_cblc, recall_other)
+    return pd.DataFrame(drawn)
+
+# %% ../../nbs/ratio/03_serial.ipynb #n002
+def change(
+    before,              # draws of one smear's ratio, from `draw_ratios`
+    after,               # draws of another's, of the same run
+    level: float = .95,  # of the interval, 0-1
+) -> dict:               # change (median), low, high, p (two-sided, never 0)
     "Bound the change between two smears, and say how easily none would show as much"
-    d = np.asarray(after) - np.asarray(before); a = (1 - level)/2; down = (d < 0).mean() + (d == 0).mean()/2
-    return dict(change=float(np.median(d)), low=float(np.quantile(d, a)), high=float(np.quantile(d, 1 - a)),
-                p=float(min(1., 2*max(min(down, 1 - down), .5/len(d)))))
+    difference = np.asarray(after) - np.asarray(before)
+    tail = (1 - level)/2
+    down = (difference < 0).mean() + (difference == 0).mean()/2
+    p = min(1., 2*max(min(down, 1 - down), .5/len(difference)))
+    return dict(change=float(np.median(difference)), low=float(np.quantile(difference, tail)),
+                high=float(np.quantile(difference, 1 - tail)), p=float(p))
 
 # %% ../../nbs/ratio/03_serial.ipynb #c014
-def _holm(p):
-    "Adjust p values for their number (Holm 1979)"
-    from statsmodels.stats.multitest import multipletests
-    return multipletests(p, method='holm')[1] if len(p) else []
-
-def serial_table(fields,                    # from `count_smears`
-                 dates,                     # smear -> date, all smears taken, those without a cell too
-                 validation, clustering=Clustering(), level=.95, seed=0
-                )->pd.DataFrame:            # one row a smear in order of time; since_first_* and since_last_*: change, low, high, p (Holm), real
-    "Follow a patient's corrected ratio over time and tell real changes from chance"
+def _read_dates(dates, fields):
+    "Read the smears' dates, in order of time"
     when = pd.Series(pd.to_datetime(pd.Series(dates)), name='date').sort_values()
-    if miss := sorted(set(fields.patient_id) - set(when.index)):
-        raise InputError(f'no date for smear {", ".join(map(str, miss))}: give every smear its date')
-    if when.isna().any(): raise InputError(f'smear {when.index[when.isna()][0]} has no readable date: write YYYY-MM-DD')
-    t = correct_ratios(fields, validation, clustering, patient_ids=when.index, level=level).rename_axis('smear_id')
-    t.insert(0, 'date', when)
-    drawn, ok = draw_ratios(fields, validation, clustering, seed=seed), [i for i in when.index if t.n_cells[i] > 0]
-    pairs = {('since_first', b): (ok[0], b) for b in ok[1:]} | {('since_last', b): (a, b) for a, b in zip(ok[1:], ok[2:])}
-    found = {k: change(drawn[a], drawn[b], level) for k, (a, b) in pairs.items()}
-    found = {k: {**c, 'p': p} for (k, c), p in zip(found.items(), _holm([c['p'] for c in found.values()]))}
-    # the second smear's last is the first: one comparison, not two
-    if len(ok) > 1: found['since_last', ok[1]] = found['since_first', ok[1]]
-    for kind in ('since_first', 'since_last'):
-        for k in ('change', 'low', 'high', 'p'): t[f'{kind}_{k}'] = [found.get((kind, i), {}).get(k, np.nan) for i in t.index]
-        t[f'{kind}_real'] = t[f'{kind}_p'] < 1 - level
-    return t
+    undated = sorted(set(fields.patient_id) - set(when.index))
+    if undated:
+        raise InputError(f'no date for smear {", ".join(map(str, undated))}', 'give every smear its date')
+    if when.isna().any():
+        raise InputError(f'smear {when.index[when.isna()][0]} has no readable date', 'write YYYY-MM-DD')
+    return when
+
+def _find_changes(drawn, smears, level):
+    "Compare each smear with the first and with the last before it, p adjusted for their number (Holm 1979)"
+    from statsmodels.stats.multitest import multipletests
+    if len(smears) < 2:
+        return {}
+    pairs = {('since_first', later): (smears[0], later) for later in smears[1:]}
+    pairs |= {('since_last', later): (before, later) for before, later in zip(smears[1:], smears[2:])}
+    changes = {key: change(drawn[before], drawn[after], level) for key, (before, after) in pairs.items()}
+    adjusted = multipletests([found['p'] for found in changes.values()], method='holm')[1]
+    changes = {key: found | dict(p=p) for (key, found), p in zip(changes.items(), adjusted)}
+    changes['since_last', smears[1]] = changes['since_first', smears[1]]     # one comparison, not two
+    return changes
+
+# %% ../../nbs/ratio/03_serial.ipynb #n004
+def serial_table(
+    fields: pd.DataFrame,                   # from `count_smears`
+    dates: dict,                            # smear -> date, all smears taken, those without a cell too
+    validation: Validation,                 # of the model that counted
+    clustering: Clustering = Clustering(),  # frozen on the main cohort; default: the cautious one
+    level: float = .95,                     # of the intervals, 0-1; real is p below 1 - level
+    seed: int = 0,                          # of the draws
+) -> pd.DataFrame:  # a row a smear in order of time; since_first_ and since_last_ change, low, high, p, real
+    "Follow a patient's corrected ratio over time and tell real changes from chance"
+    when = _read_dates(dates, fields)
+    table = correct_ratios(fields, validation, clustering, when.index, level).rename_axis('smear_id')
+    table.insert(0, 'date', when)
+    counted = [smear for smear in when.index if table.n_cells[smear] > 0]
+    changes = _find_changes(draw_ratios(fields, validation, clustering, seed=seed), counted, level)
+    for since in ('since_first', 'since_last'):
+        for name in ('change', 'low', 'high', 'p'):
+            found = [changes.get((since, smear), {}) for smear in table.index]
+            table[f'{since}_{name}'] = [own.get(name, np.nan) for own in found]
+        table[f'{since}_real'] = table[f'{since}_p'] < 1 - level
+    return table
 
 # %% ../../nbs/ratio/03_serial.ipynb #c018
-def smallest_change(ratio,                  # of the first smear, 0-1
-                    n_cells,                # in each smear
-                    validation, clustering=Clustering(), n_fields=12, level=.95
-                   )->float:                # rise in the ratio, 0-1; NaN where even 100 % would not do
+def _expected_fields(name, ratio, n_cells, n_fields, validation):
+    "Make the fields of a smear that is counted as its ratio leads one to expect"
+    each = n_cells/n_fields
+    n_cblc = np.interp(ratio, RATIO_GRID, call_moments(validation).mean)*each
+    return pd.DataFrame(dict(patient_id=name, n=np.full(n_fields, each), n_cblc=n_cblc, p=0.))
+
+def smallest_change(
+    ratio: float,                           # of the first smear, 0-1
+    n_cells: int,                           # in each smear
+    validation: Validation,                 # of the model that counts
+    clustering: Clustering = Clustering(),  # frozen on the main cohort; default: the cautious one
+    n_fields: int = 12,                     # in each smear
+    level: float = .95,                     # real is p below 1 - level
+) -> float:                                 # rise in the ratio, 0-1; NaN where even 100 % would not do
     "Find the smallest rise that a second count of the same size shows as real half of the time"
-    m, t = n_cells/n_fields, _moments(validation); grid = np.linspace(0, 1, len(t['mean']))**2
-    def count(r, name): return pd.DataFrame(dict(patient_id=name, n=np.full(n_fields, m), n_cblc=np.interp(r, grid, t['mean'])*m, p=0.))
-    def real(rise):
-        d = draw_ratios(pd.concat([count(ratio, 'a'), count(ratio + rise, 'b')]), validation, clustering, n=2048)
-        return change(d['a'], d['b'])['p'] < 1 - level
+    first = _expected_fields('first', ratio, n_cells, n_fields, validation)
+
+    def is_real(rise):
+        second = _expected_fields('second', ratio + rise, n_cells, n_fields, validation)
+        drawn = draw_ratios(pd.concat([first, second]), validation, clustering, n=2048)
+        return change(drawn['first'], drawn['second'])['p'] < 1 - level
+
     low, high = 0., 1 - ratio
-    if not real(high): return np.nan
-    for _ in range(12): mid = (low + high)/2; low, high = (low, mid) if real(mid) else (mid, high)
+    if not is_real(high):
+        return np.nan
+    for _ in range(12):
+        middle = (low + high)/2
+        low, high = (low, middle) if is_real(middle) else (middle, high)
     return high
 
 # %% ../../nbs/ratio/03_serial.ipynb #c022
-def plot_serial(table,                      # from `serial_table`
-                ax=None):
+def _write_counts(ax, counted):
+    "Write ratio and number of cells above each smear"
+    for smear in counted.itertuples():
+        ax.annotate(f'{100*smear.corrected_ratio:.0f} %\nn={smear.n_cells}',
+                    (smear.date, 100*max(smear.corrected_high, smear.raw_ratio)), (0, 4),
+                    textcoords='offset points', ha='center', fontsize=7)
+
+def plot_serial(
+    table: pd.DataFrame,  # from `serial_table`
+    ax=None,              # matplotlib axes; default: new ones
+):                        # the axes
     "Plot a patient's corrected ratio over time; a filled dot where the change since the last smear is real"
-    ax = axes_for(ax, (6, 3)); d = table[table.n_cells > 0]; top = 100*max(.25, d.corrected_high.max() if len(d) else 0)
-    for a, b, color in zip((0, 5, 10, 20), (5, 10, 20, 100), ('#e8f1e8', '#fbf3d5', '#fbe0c8', '#f6cfd0')):
-        ax.axhspan(a, min(b, top*1.15), color=color, lw=0, zorder=0)
-    ax.plot(d.date, 100*d.corrected_ratio, color='#b5105e', lw=1)
-    ax.vlines(d.date, 100*d.corrected_low, 100*d.corrected_high, color='#b5105e', lw=1.4)
-    ax.plot(d.date, 100*d.raw_ratio, 'x', color='#777', ms=5)
+    ax = axes_for(ax, (6, 3))
+    counted = table[table.n_cells > 0]
+    top = 115*max(.25, counted.corrected_high.max() if len(counted) else 0)
+    shade_bands(ax, top)
+    ax.plot(counted.date, 100*counted.corrected_ratio, color='#b5105e', lw=1)
+    ax.vlines(counted.date, 100*counted.corrected_low, 100*counted.corrected_high, color='#b5105e', lw=1.4)
+    ax.plot(counted.date, 100*counted.raw_ratio, 'x', color='#777', ms=5)
     ax.plot([], [], 'x', color='#777', label='plain count')
-    for real, fill, label in ((True, '#b5105e', 'changed since the last smear'), (False, 'white', 'no change shown, or the first')):
-        g = d[d.since_last_real == real]; ax.plot(g.date, 100*g.corrected_ratio, 'o', ms=7, color='#b5105e', mfc=fill, label=label)
-    for r in d.itertuples():
-        ax.annotate(f'{100*r.corrected_ratio:.0f} %\nn={r.n_cells}', (r.date, 100*max(r.corrected_high, r.raw_ratio)),
-                    (0, 4), textcoords='offset points', ha='center', fontsize=7)
-    ax.set(ylim=(0, top*1.15), ylabel='CBLC ratio, %', yticks=[y for y in (0, 5, 10, 20, 40, 60, 80, 100) if y <= top*1.15])
+    labels = {True: 'changed since the last smear', False: 'no change shown, or the first'}
+    for is_real, label in labels.items():
+        smears = counted[counted.since_last_real == is_real]
+        ax.plot(smears.date, 100*smears.corrected_ratio, 'o', ms=7, color='#b5105e', label=label,
+                mfc='#b5105e' if is_real else 'white')
+    _write_counts(ax, counted)
+    ticks = [y for y in (0, 5, 10, 20, 40, 60, 80, 100) if y <= top]
+    ax.set(ylim=(0, top), ylabel='CBLC ratio, %', yticks=ticks)
     ax.margins(x=.06)
-    ax.legend(frameon=False, fontsize=7, loc='upper center', ncols=3, bbox_to_anchor=(.5, 1.13)); ax.tick_params(axis='x', labelsize=8)
+    ax.tick_params(axis='x', labelsize=8)
+    ax.legend(frameon=False, fontsize=7, loc='upper center', ncols=3, bbox_to_anchor=(.5, 1.13))
     return ax
