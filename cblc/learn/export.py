@@ -79,10 +79,10 @@ def load_net(
     weights = meta.get('ensemble_weights')
     net = Ensemble([member() for _ in weights], weights, np.ones(len(weights))) if weights else member()
     arrays = {name: torch.from_numpy(a.astype(np.float32)) for name, a in bundle.weights().items()}
-    result = net.load_state_dict(arrays, strict=False)
-    lost = [name for name in result.missing_keys if not name.endswith('num_batches_tracked')]
-    lost += result.unexpected_keys
-    if lost:
-        problem = f'the weights are not those of {arch} ({lost[0]})'
+    shapes = {name: value.shape for name, value in net.state_dict().items() if value.is_floating_point()}
+    wrong = [name for name in {**shapes, **arrays} if name not in arrays or arrays[name].shape != shapes.get(name)]
+    if wrong:
+        problem = f'the weights are not those of {arch} ({wrong[0]})'
         raise InputError(problem, 'make the bundle again', bundle.path)
+    net.load_state_dict(arrays, strict=False)
     return net.eval().to(memory_format=torch.channels_last)
