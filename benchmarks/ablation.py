@@ -55,6 +55,7 @@ def one(job):
     import torch
     from cblc.classifier import fit_classifier
     from cblc.data import VOCABULARY
+    from cblc.data import VOCABULARY
     from cblc.learn.study_cells import labeled_crops, training_labels
     from cblc.study import SMEARS
     from cblc.learn.settings import fit_settings
@@ -63,7 +64,7 @@ def one(job):
     # temperature and best epoch are the frozen network's
     s = fit_settings(recipe=recipe, **dict(size=args.size, epochs=args.epochs, epochs2=args.epochs2, seed=args.seed, pretrained=False, threads=1, lr=args.lr, batch=32) | (SMEARS if recipe == 'cblc' else {}) | differs)
     take = lambda part: labeled_crops(f, x2, f.split == part)
-    t = time.time(); clf = fit_classifier(*labeled_crops(e, x1), settings=s, second_stage=take('train'), valid=take('valid'))
+    t = time.time(); clf = fit_classifier(*labeled_crops(e, x1), settings=s, second_stage=take('train'), valid=take('valid'), vocabulary=VOCABULARY)
     used = dict(frozen=clf, adapted=replace(clf, adapt_bn=1.)) | ({'frozen, one look': replace(clf, views=1)} if name == 'cblc' else {})
     return name, {use: {c: judge(model, x2, f, c) for c in EXTERNAL} for use, model in used.items()}, time.time() - t
 

@@ -12,6 +12,7 @@ import numpy as np, timm, torch
 from cblc.learn.losses import LeafLoss
 from cblc.learn.network import CellNet, blank_head
 from cblc.learn.settings import fit_settings
+from cblc.learn.stages import StageCells
 from cblc.learn.training import fit_device, fit_stage
 
 def bare_net(a): return timm.create_model('efficientnet_b0', num_classes=5).to(a.device, memory_format=torch.channels_last)
@@ -44,7 +45,7 @@ def our_epochs(a, crops, labels):
     net = blank_head(CellNet(bare_net(a), [200]*3, [40]*3, np.ones(5))); ticks = np.eye(5, dtype=bool)[labels]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        fit_stage(net, crops, ticks, (crops[:len(crops)//8], ticks[:len(crops)//8]), s, LeafLoss(np.ones(5)/5), folder=folder)
+        fit_stage(net, StageCells(crops, ticks, None), StageCells(crops[:len(crops)//8], ticks[:len(crops)//8], None), s, LeafLoss(np.ones(5)/5), folder=folder)
         return time.perf_counter() - start
 
 if __name__ == '__main__':

@@ -108,11 +108,11 @@ if __name__ == '__main__':
     both = lambda s, k, m: (np.concatenate([s[0], rx[m]]), s[1] + list(ry[m]), s[2] + who(k))
     settings = fit_settings(recipe='cblc', **SMEARS, pretrained=False, threads=a.workers, size=a.size,
                            epochs=1 if a.quick else a.epochs, epochs2=1 if a.quick else a.epochs2)
-    clf = fit_classifier(*both(one, 'train', tr), settings=settings, second_stage=both(two, 'train', tr),
+    clf = fit_classifier(*both(one, 'train', tr), settings=settings, vocabulary=VOCABULARY, second_stage=both(two, 'train', tr),
                          valid=both(held, 'valid', va), out=Path(a.out).parent/'classifier_run')
     real = np.array([l != 'artefact' for l in test[1]])
-    clf.metrics = {**clf.metrics, **judge(clf, test[0][real], [l for l in test[1] if l != 'artefact'], 'synthetic_test'),
-                   **judge(clf, rx[te], list(ry[te]), 'pbc_test')}
+    clf = replace(clf, metrics={**clf.metrics, **judge(clf, test[0][real], [l for l in test[1] if l != 'artefact'], 'synthetic_test'),
+                   **judge(clf, rx[te], list(ry[te]), 'pbc_test')})
     print(clf.metrics)
     clf.save(a.out, f'{len(one[1]) + len(two[1])} synthetic marrow cells in random styles, and {int(tr.sum())} public blood cells: PBC (Acevedo et al. 2020, CC BY 4.0), BCISC (Apache-2.0), AML-LMU (Matek et al. 2019, CC BY 3.0)',
              'python recipes/classifier.py --out cblc/assets/classifier', name='research classifier', crop=vars(crop), licence='AGPL-3.0',
