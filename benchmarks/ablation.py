@@ -62,8 +62,8 @@ def prepare(arguments, folder):
     split = split_patients(main_patients, {'train': .8, 'valid': .2}, arguments.seed)
     expert = cohort.cells[cohort.cells.patient_id.map(split) == 'train'].reset_index(drop=True)
     crops = {
-        name: [crops_of_cohort(cohort.images, cells, settings, progress=False)[0] for cells in (expert, found)]
-        for name, settings in crop_settings(arguments.size).items()
+        name: [crops_of_cohort(cohort.images, table, cut, progress=False)[0] for table in (expert, found)]
+        for name, cut in crop_settings(arguments.size).items()
     }
     return expert, found.assign(split=found.patient_id.map(split).fillna('external')), crops
 
@@ -179,7 +179,7 @@ def main():
         expert, found, crops = prepare(arguments, Path(arguments.work or folder))
     print(f'{len(expert)} expert cells to train on, {len(found)} detections, drawn and cut in '
           f'{time.time() - start:.0f} s; CPU, seed {arguments.seed}, '
-          f'{arguments.epochs}+{arguments.epochs2} epochs at {arguments.size} px, learning rate {arguments.lr}')
+          f'{arguments.epochs}+{arguments.epochs2} epochs at {arguments.size} px, lr {arguments.lr}')
     jobs = [(row, arguments) for row in rows]
     with multiprocessing.get_context('fork').Pool(arguments.jobs, maxtasksperchild=1) as pool:
         finished = progress_bar(pool.imap_unordered(train_and_judge, jobs), 'training', len(jobs))
