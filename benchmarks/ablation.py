@@ -99,7 +99,7 @@ def train_and_judge(job):
     start = time.time()
     classifier = fit_classifier(
         *labeled_crops(labeled_expert, expert_crops), settings=settings_of(row, arguments),
-        second_stage=part('train'), valid=part('valid'),
+        second_stage=part('train'), valid=part('valid'), vocabulary=VOCABULARY,
     )
     uses = dict(frozen=classifier, adapted=replace(classifier, adapt_bn=1.))
     if row == 'cblc':

@@ -21,6 +21,7 @@ import torch
 from cblc.learn.losses import LeafLoss
 from cblc.learn.network import CellNet, blank_head
 from cblc.learn.settings import fit_settings
+from cblc.learn.stages import StageCells
 from cblc.learn.training import fit_device, fit_stage
 
 N_CLASSES = 5
@@ -88,10 +89,12 @@ def cblc_seconds(arguments, crops, labels):
     body = bare_network(arguments.device)
     net = blank_head(CellNet(body, [MEAN]*3, [SPREAD]*3, np.ones(N_CLASSES)))
     allowed, n_valid = np.eye(N_CLASSES, dtype=bool)[labels], len(crops)//8
+    train = StageCells(crops, allowed, None)
+    valid = StageCells(crops[:n_valid], allowed[:n_valid], None)
     loss = LeafLoss(np.ones(N_CLASSES)/N_CLASSES)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        fit_stage(net, crops, allowed, (crops[:n_valid], allowed[:n_valid]), settings, loss, folder=folder)
+        fit_stage(net, train, valid, settings, loss, folder=folder)
         return time.perf_counter() - start
 
 

@@ -227,7 +227,8 @@ def main():
         epochs=arguments.epochs, epochs2=arguments.epochs2,
     )
     classifier = fit_classifier(
-        *(drawn['one'] + train).stage, settings=settings, second_stage=(drawn['two'] + train).stage,
+        *(drawn['one'] + train).stage, settings=settings, vocabulary=VOCABULARY,
+        second_stage=(drawn['two'] + train).stage,
         valid=(drawn['valid'] + real.of(parts == 'valid')).stage,
         out=Path(arguments.out).parent/'classifier_run',
     )
