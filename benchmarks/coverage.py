@@ -2,7 +2,7 @@
 
     python benchmarks/coverage.py [--quick] [--seed N] [--jobs 2]
 
-Simulated patients with a known ratio (`cblc.ratio.coverage` describes the world: clustered fields, missed cells,
+Simulated patients with a known ratio (`cblc.ratio.coverage` describes the world: fields, missed cells,
 a classifier that errs, and all of it known to the method only from each laboratory's finite validation):
 
 - main world: four runs of 2,000 patients of 400 laboratories, ratio 1-60 % (a quarter in each band,

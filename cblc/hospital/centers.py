@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from ..cells.crops import CropSettings, crop_cells
 from ..cells.morphology import crops_of_cohort
+from ..cells.stain import measure_stain
 from ..core.engine import progress_bar
 from ..core.errors import InputError
 from ..core.images import read_image
@@ -237,7 +238,7 @@ def restained_crops(
     rows = cells.groupby('image_id', sort=False).indices
     images, notes = images[images.image_id.isin(rows)], []
     crops = np.empty((len(cells), settings.size, settings.size, 3), np.uint8)
-    source = normalizer.measure(list(spread(images).path)) if len(images) else None
+    source = measure_stain(list(spread(images).path)) if len(images) else None
     for image in progress_bar(images.itertuples(), 'stain', len(images), progress):
         scale = um_per_px.get(image.center) if isinstance(um_per_px, dict) else um_per_px
         moved = normalizer.transform(read_image(image.path), source, notes)

@@ -66,10 +66,10 @@ class StudyCells:
 
 def cut_cells(
     cohort: Cohort,       # as `read_cohort` gives it
-    found: pd.DataFrame,  # the segmenter's cells in the main centers, matched with the experts' (`code`)
+    found: pd.DataFrame,  # the segmenter's cells of main centers, matched with the experts' (`code`)
     split: pd.Series,     # patient_id -> train, valid or internal
     crop: CropSettings,   # how cells are cut
-    only_whole_and_round: bool = False,  # learn only from cells that pass `keep_p1`, as P1 does
+    only_whole_and_round: bool = False,  # learn only from cells that `keep_p1` keeps
 ) -> StudyCells:          # InputError where a patient stands on both sides
     "Cut and label the cells of the main centers for both stages of training"
     expert = cohort.cells[cohort.cells.patient_id.map(split) == 'train'].reset_index(drop=True)
@@ -80,7 +80,8 @@ def cut_cells(
     expert = training_labels(expert, vocabulary=cohort.vocabulary)
     labeled = training_labels(found, artefacts=True, vocabulary=cohort.vocabulary)
     if only_whole_and_round:
-        sizes = {row.image_id: image_size(row.path) for row in cohort.images.itertuples()}
+        used = cohort.images[cohort.images.image_id.isin([*expert.image_id, *labeled.image_id])]
+        sizes = {row.image_id: image_size(row.path) for row in used.itertuples()}
         expert = expert.assign(label=expert.label.where(keep_p1(expert, sizes)))
         labeled = labeled.assign(label=labeled.label.where(keep_p1(labeled, sizes)))
     labeled = labeled.join(shape[[column for column in shape if column not in labeled]])
