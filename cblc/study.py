@@ -126,8 +126,8 @@ def _fits(cohort, cells, images):
     "Name what is fitted on the main cohort: a sentence's subject, and a function"
     from cblc.cells.stain import StainNormalizer, measure_stain
     from cblc.hospital.centers import spread
-    from cblc.hospital.judge import fit_baselines, fit_threshold
-    from cblc.ratio.diagnosis import fit_diagnosis
+    from cblc.hospital.baselines import fit_baselines
+    from cblc.ratio.diagnosis import fit_diagnosis, fit_threshold
     from cblc.ratio.patients import patient_table
     from cblc.ratio.prevalence import validate
     main, words, held = sorted(set(images.center)), cohort.vocabulary, set(cells.patient_id)
@@ -138,7 +138,7 @@ def _fits(cohort, cells, images):
         validation=('the correction of ratios', lambda: validate(cells, expert, main, vocabulary=words)),
         stain=('the stain of the main cohort',
                lambda: StainNormalizer('none').fit(measure_stain(list(spread(images, 24).path))).to_dict()),
-        baselines=('the naive baselines', lambda: fit_baselines(cells, main, words)),
+        baselines=('the naive baselines', lambda: fit_baselines(cells, main, vocabulary=words)),
         threshold=('the threshold of AML', lambda: fit_threshold(table, main)),
         diagnosis=('the probability of AML', lambda: fit_diagnosis(table, main)))
 
@@ -149,7 +149,7 @@ def fit_frozen(
     images: pd.DataFrame,  # of the main centers
 ):                         # `Frozen`, with a sentence for whatever could not be fitted
     "Fit on held-out main cells what is frozen before an external center is opened"
-    from cblc.hospital.frozen import Frozen, NaiveBaselines
+    from cblc.hospital.frozen import Frozen
     from cblc.hospital.judge import stain_rows
     from cblc.ratio.patients import count_fields
     from cblc.ratio.calls import fit_clustering
@@ -160,13 +160,12 @@ def fit_frozen(
         except ValueError as error:  # whatever the reason, ours or a library's: the study goes on without it
             reason = ' '.join(str(error).split())
             failed.append(f'{what} could not be fitted on the main cohort: {reason}')
-    validation, baselines = fitted.get('validation'), fitted.get('baselines')
+    validation, threshold = fitted.get('validation'), fitted.get('threshold')
     return Frozen(
         centers=tuple(sorted(set(images.center))), not_frozen=tuple(failed), validation=validation,
         clustering=fit_clustering(count_fields(cells), validation) if validation else None,
-        baselines=NaiveBaselines(baselines['majority'], baselines['nc_threshold']) if baselines else None,
-        threshold=fitted.get('threshold', {}).get('threshold'), diagnosis=fitted.get('diagnosis'),
-        stain=fitted.get('stain'), profile=stain_rows(images))
+        baselines=fitted.get('baselines'), threshold=threshold.threshold if threshold else None,
+        diagnosis=fitted.get('diagnosis'), stain=fitted.get('stain'), profile=stain_rows(images))
 
 # %% ../nbs/06_study.ipynb #n014
 def _further_opinions(cohort, cells, crops, classifier, plain, settings, frozen):
@@ -278,42 +277,44 @@ class _Study:
         judge_inside(self.cohort, held_out, self.split, self.path('bundle'), self.settings,
                      self.path('external', 'internal'))
 
-    def judge_outside(self):
-        "Run the external centers; a line for each that failed"
-        from cblc.external import ExternalSettings, run_external
-        external, settings = centers_with(self.cohort, 'external'), self.settings
-        if not external:
-            return {}
-        plain = str(self.path('plain')) if settings.baseline_plain else ''
-        how = ExternalSettings(str(self.segmenter or ''), plain=plain, stain=settings.stain,
-                               n_boot=settings.n_boot, seed=settings.seed)
-        _, problems = run_external(
-            self.root, self.path('bundle'), external, self.path('external'), how, self.run.log)
-        return problems
 
-    def report(self, failed):
-        "Write the study's table and page"
-        from cblc.hospital.summary import read_centers, study_table
-        from cblc.pages.study import study_report
-        folder, external = self.path('external'), centers_with(self.cohort, 'external')
-        done = [center for center in ['internal', *external]
-                if (folder / center / MANIFEST).is_file() and center not in failed]
-        study_table(folder, done).to_csv(self.path('study_table.csv'), index=False)
-        cells = [read_cells(folder / center / 'cells.parquet').assign(center=center) for center in done]
-        patients = [
-            pd.read_csv(folder / center / 'patients.csv', dtype={'patient_id': str}).assign(center=center)
-            for center in done]
-        bundle = read_bundle(self.path('bundle'))
-        problems = json.loads(self.path('problems.json').read_text())
-        return study_report(
-            read_centers(folder, done), pd.concat(patients, ignore_index=True),
-            pd.concat(cells, ignore_index=True), bundle.meta, bundle.id, self.path('report.html'),
-            f'Study of {self.cohort.name}',
-            {center: f'external/{center}/05_external.html' for center in external if center in done},
-            [*problems, *(f'{center}: failed, {line}' for center, line in failed.items())],
-            vocabulary=self.cohort.vocabulary)
+def _judge_outside(study):
+    "Run the external centers; a line for each that failed"
+    from cblc.external import ExternalSettings, run_external
+    external, settings = centers_with(study.cohort, 'external'), study.settings
+    if not external:
+        return {}
+    plain = str(study.path('plain')) if settings.baseline_plain else ''
+    how = ExternalSettings(str(study.segmenter or ''), plain=plain, stain=settings.stain,
+                           n_boot=settings.n_boot, seed=settings.seed)
+    _, problems = run_external(
+        study.root, study.path('bundle'), external, study.path('external'), how, study.run.log)
+    return problems
 
 # %% ../nbs/06_study.ipynb #n018
+def _report(study, failed):
+    "Write the study's table and page"
+    from cblc.hospital.summary import read_centers, study_table
+    from cblc.pages.study import study_report
+    folder, external = study.path('external'), centers_with(study.cohort, 'external')
+    done = [center for center in ['internal', *external]
+            if (folder / center / MANIFEST).is_file() and center not in failed]
+    study_table(folder, done).to_csv(study.path('study_table.csv'), index=False)
+    cells = [read_cells(folder / center / 'cells.parquet').assign(center=center) for center in done]
+    patients = [
+        pd.read_csv(folder / center / 'patients.csv', dtype={'patient_id': str}).assign(center=center)
+        for center in done]
+    bundle = read_bundle(study.path('bundle'))
+    problems = json.loads(study.path('problems.json').read_text())
+    return study_report(
+        read_centers(folder, done), pd.concat(patients, ignore_index=True),
+        pd.concat(cells, ignore_index=True), bundle.meta, bundle.id, study.path('report.html'),
+        f'Study of {study.cohort.name}',
+        {center: f'external/{center}/05_external.html' for center in external if center in done},
+        [*problems, *(f'{center}: failed, {line}' for center, line in failed.items())],
+        vocabulary=study.cohort.vocabulary)
+
+
 def _cohort_fingerprint(cohort):
     "Hash the pictures, patients, contours, codes and vocabulary of a cohort"
     contours = [polygon.wkb for polygon in cohort.cells.polygon]
@@ -351,7 +352,7 @@ def run_study(
     run.step('train', fingerprint(data, settings), study.train, made)
     judged = fingerprint(data, settings, run.folder / 'bundle' / 'bundle.json')
     run.step('validate inside', judged, study.judge_inside, ['external/internal/center.json'])
-    return study.report(study.judge_outside())
+    return _report(study, _judge_outside(study))
 
 # %% ../nbs/06_study.ipynb #c014
 def _with_interval(row, key, digits):

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from ..core.bundle import read_bundle, write_bundle
 from ..core.errors import InputError
+from ..ratio.diagnosis import DiagnosisModel, PatientThreshold
 from ..ratio.calls import Clustering
 from ..ratio.prevalence import Validation
 
@@ -25,13 +26,17 @@ _FITTED = ('validation', 'clustering', 'diagnosis', 'stain', 'profile')
 
 def _plain(value):
     "Turn what was fitted into plain numbers"
-    return asdict(value) if isinstance(value, (Validation, Clustering)) else value
+    return asdict(value) if isinstance(value, (Validation, Clustering, DiagnosisModel)) else value
 
 def _read_validation(values):
     "Rebuild a validation; JSON has null for NaN"
     if not values:
         return None
     return Validation(**{k: math.nan if v is None else v for k, v in values.items()})
+
+def _read_diagnosis(values):
+    "Rebuild a probability model"
+    return DiagnosisModel.from_json(values) if values else None
 
 def _read_clustering(values):
     "Rebuild a clustering; JSON has lists for tuples"
@@ -48,7 +53,7 @@ class Frozen:
     baselines: NaiveBaselines = None  # the naive baselines
     validation: Validation = None     # the classifier's errors, by which ratios are corrected
     clustering: Clustering = None     # how alike cells of one field are; None: the default one
-    diagnosis: dict = None            # probability model of the diagnoses, from `fit_diagnosis`
+    diagnosis: DiagnosisModel = None  # probability model of the diagnoses
     stain: dict = None                # reference for stain normalisation: a `StainNormalizer` as a dict
     profile: list = None              # the main cohort's stain, a dict of measures a field
     not_frozen: tuple = ()            # sentences: what could not be fitted, and why
@@ -68,7 +73,7 @@ class Frozen:
         "Give the threshold with the centers it was tuned on, or None"
         if self.threshold is None or math.isnan(self.threshold):
             return None
-        return dict(threshold=self.threshold, centers=list(self.centers))
+        return PatientThreshold(self.threshold, self.centers)
 
     @classmethod
     def from_meta(
@@ -83,7 +88,8 @@ class Frozen:
         return cls(
             threshold=thresholds.get('patient_cblc_ratio'), centers=tuple(settings.get('frozen_on', ())),
             baselines=baselines, validation=_read_validation(settings.get('validation')),
-            clustering=_read_clustering(settings.get('clustering')), diagnosis=settings.get('diagnosis'),
+            clustering=_read_clustering(settings.get('clustering')),
+            diagnosis=_read_diagnosis(settings.get('diagnosis')),
             stain=settings.get('stain'), profile=settings.get('profile'),
             not_frozen=tuple(settings.get('not_frozen', ())))
 
@@ -114,7 +120,7 @@ class Frozen:
             threshold=self.threshold, centers=list(self.centers),
             baselines=asdict(self.baselines) if self.baselines else None,
             not_frozen=list(self.not_frozen), on=self.on, validation=_plain(self.validation),
-            clustering=_plain(self.clustering), diagnosis=self.diagnosis)
+            clustering=_plain(self.clustering), diagnosis=_plain(self.diagnosis))
 
     @classmethod
     def from_json(
@@ -127,7 +133,8 @@ class Frozen:
             threshold=values.get('threshold'), centers=tuple(values.get('centers') or ()),
             baselines=NaiveBaselines(**baselines) if baselines else None,
             validation=_read_validation(values.get('validation')),
-            clustering=_read_clustering(values.get('clustering')), diagnosis=values.get('diagnosis'),
+            clustering=_read_clustering(values.get('clustering')),
+            diagnosis=_read_diagnosis(values.get('diagnosis')),
             not_frozen=tuple(values.get('not_frozen') or ()))
 
 # %% ../../nbs/hospital/00_frozen.ipynb #n014

@@ -13,6 +13,7 @@ import pandas as pd
 from .centers import CenterData
 from .judge import CenterResult, ImageQuality
 from ..matching import recall_by_code
+from ..ratio.agreement import Agreement
 from ..core.measures import METRICS, axes_for
 
 # %% ../../nbs/hospital/05_report.ipynb #n007
@@ -174,12 +175,12 @@ def threshold_table(
     return pd.DataFrame(rows).T
 
 def agreement_table(
-    figures: dict,     # from `agreement`
-) -> pd.DataFrame:     # one row
+    figures: Agreement,  # of the two
+) -> pd.DataFrame:       # one row
     "Show how the model's WHO blasts agree with the percentage in the file"
     names = {'Pearson': 'pearson', 'Spearman': 'spearman', "Lin's concordance": 'ccc'}
-    texts = {title: figure_text(figures, name, 2) for title, name in names.items()}
-    return pd.DataFrame({'WHO blasts against the file': {**texts, 'patients': figures['n']}}).T
+    texts = {title: figure_text(vars(figures), name, 2) for title, name in names.items()}
+    return pd.DataFrame({'WHO blasts against the file': {**texts, 'patients': figures.n}}).T
 
 # %% ../../nbs/hospital/05_report.ipynb #n025
 _PATIENT_COLUMNS = dict(

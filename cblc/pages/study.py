@@ -13,16 +13,16 @@ from ..core.measures import plot_calibration, plot_confusion
 from ..core.page import figure_uri, render_page
 from ..core.run import write_whole
 from ..data import Vocabulary
-from ..hospital.judge import known_ratio
+from ..hospital.baselines import known_ratio
 from ..hospital.report import FAR, METHOD_NAMES
 from ..hospital.summary import drift, plot_forest, pool_centers, tabulate_centers
 from .checklist import facts, fill_checklist
 from .patient import LIMITS, model_facts, percent
 from ..patient import GENETICS_NOTE
 from ..ratio.patients import plot_bands, plot_ratio_truth
+from ..ratio.agreement import plot_bland_altman, plot_passing_bablok
 from cblc.ratio.diagnosis import (
-    at_thresholds, decision_curve, plot_bland_altman, plot_decision, plot_diagnoses, plot_p_aml,
-    plot_passing_bablok, plot_roc,
+    at_thresholds, decision_curve, plot_decision, plot_diagnoses, plot_p_aml, plot_roc,
 )
 from ..ratio.correction import plot_corrected
 
@@ -130,7 +130,7 @@ def _drift_rows(away):
             rows.append(dict(figure=figure.figure.iloc[0], home=home, cells=cells))
     return centers, rows
 
-
+# %% ../../nbs/pages/01_study.ipynb #n018
 def _stain_rows(results):
     "Lay out how far the pictures of each center are from the main cohort's, and in what"
     rows = []
@@ -199,7 +199,7 @@ def _ratio_figures(patients):
             figures.append(_draw(alt, (3.8, 3.6), plot_passing_bablok, file, model, names))
     return figures
 
-
+# %% ../../nbs/pages/01_study.ipynb #n020
 def _diagnosis_figures(patients, frozen_threshold, internal):
     "Draw what the ratio says about the diagnosis"
     if 'diagnosis' not in patients:
@@ -223,7 +223,7 @@ def _diagnosis_figures(patients, frozen_threshold, internal):
     figures.append(_draw(alt, (3.4, 3.2), plot_diagnoses, known.diagnosis, known.call))
     return figures
 
-# %% ../../nbs/pages/01_study.ipynb #n012
+
 def _cell_figures(cells, vocabulary):
     "Draw what the matched cells show"
     named = cells[cells.code.notna()]
@@ -317,5 +317,5 @@ def study_report(
     return write_whole(out, render_page(
         'study.html', title=title, model_id=model_id, note=GENETICS_NOTE, limits=LIMITS,
         model=model_facts(bundle_meta), warnings=_to_mind(results, warnings),
-        threshold=f'{percent(frozen["threshold"])} %' if frozen else None, **_counts(results, links or {}),
+        threshold=f'{percent(frozen.threshold)} %' if frozen else None, **_counts(results, links or {}),
         **_tables(results, truth), **_figures(results, patients, cells, frozen, vocabulary)))
