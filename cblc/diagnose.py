@@ -106,7 +106,7 @@ def _open_classifier(model):
     classifier = Classifier.load(read_bundle(model or shipped('classifier'), 'classifier'))
     if classifier.vocabulary is None:
         problem = 'its labels are free names, of which no marrow count can be made'
-        raise InputError(problem, 'give a bundle trained on the codes of a vocabulary', classifier.bundle.path)
+        raise InputError(problem, 'give a bundle trained on a vocabulary', classifier.bundle.path)
     return classifier
 
 
@@ -161,11 +161,10 @@ def diagnose(
     images, cells, crops, unreadable = _name_cells(pictures, patient, classifier, segmenter)
     warnings = _to_mind(run, [*pictures.problems, *unreadable], bundle.meta)
     n_read = len(images) - len(unreadable)
-    counted = summarize_patient(cells, patient, n_read, bundle.id, warnings, vocabulary=vocabulary)
-    summary = counted.to_json()
+    count = summarize_patient(cells, patient, n_read, bundle.id, warnings, vocabulary=vocabulary)
     corrected, course, notes = _correction(cells, images, bundle.meta)
-    summary = {**summary, **corrected, 'warnings': [*summary['warnings'], *notes]}
+    summary = {**count.to_json(), **corrected, 'warnings': [*count.warnings, *notes]}
     write_patient(summary, cells, images, run.folder, crops, bundle.meta, course, vocabulary=vocabulary)
-    report = run.folder / 'report.html'
-    run.log(f'{patient}: {summary["n_cells"]} cells in {summary["n_images"]} images, report: {report}')
+    counted = f'{count.n_cells} cells in {count.n_images} images'
+    run.log(f'{patient}: {counted}, report: {run.folder / "report.html"}')
     return summary

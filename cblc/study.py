@@ -277,42 +277,44 @@ class _Study:
         judge_inside(self.cohort, held_out, self.split, self.path('bundle'), self.settings,
                      self.path('external', 'internal'))
 
-    def judge_outside(self):
-        "Run the external centers; a line for each that failed"
-        from cblc.external import ExternalSettings, run_external
-        external, settings = centers_with(self.cohort, 'external'), self.settings
-        if not external:
-            return {}
-        plain = str(self.path('plain')) if settings.baseline_plain else ''
-        how = ExternalSettings(str(self.segmenter or ''), plain=plain, stain=settings.stain,
-                               n_boot=settings.n_boot, seed=settings.seed)
-        _, problems = run_external(
-            self.root, self.path('bundle'), external, self.path('external'), how, self.run.log)
-        return problems
 
-    def report(self, failed):
-        "Write the study's table and page"
-        from cblc.hospital.summary import read_centers, study_table
-        from cblc.pages.study import study_report
-        folder, external = self.path('external'), centers_with(self.cohort, 'external')
-        done = [center for center in ['internal', *external]
-                if (folder / center / MANIFEST).is_file() and center not in failed]
-        study_table(folder, done).to_csv(self.path('study_table.csv'), index=False)
-        cells = [read_cells(folder / center / 'cells.parquet').assign(center=center) for center in done]
-        patients = [
-            pd.read_csv(folder / center / 'patients.csv', dtype={'patient_id': str}).assign(center=center)
-            for center in done]
-        bundle = read_bundle(self.path('bundle'))
-        problems = json.loads(self.path('problems.json').read_text())
-        return study_report(
-            read_centers(folder, done), pd.concat(patients, ignore_index=True),
-            pd.concat(cells, ignore_index=True), bundle.meta, bundle.id, self.path('report.html'),
-            f'Study of {self.cohort.name}',
-            {center: f'external/{center}/05_external.html' for center in external if center in done},
-            [*problems, *(f'{center}: failed, {line}' for center, line in failed.items())],
-            vocabulary=self.cohort.vocabulary)
+def _judge_outside(study):
+    "Run the external centers; a line for each that failed"
+    from cblc.external import ExternalSettings, run_external
+    external, settings = centers_with(study.cohort, 'external'), study.settings
+    if not external:
+        return {}
+    plain = str(study.path('plain')) if settings.baseline_plain else ''
+    how = ExternalSettings(str(study.segmenter or ''), plain=plain, stain=settings.stain,
+                           n_boot=settings.n_boot, seed=settings.seed)
+    _, problems = run_external(
+        study.root, study.path('bundle'), external, study.path('external'), how, study.run.log)
+    return problems
 
 # %% ../nbs/06_study.ipynb #n018
+def _report(study, failed):
+    "Write the study's table and page"
+    from cblc.hospital.summary import read_centers, study_table
+    from cblc.pages.study import study_report
+    folder, external = study.path('external'), centers_with(study.cohort, 'external')
+    done = [center for center in ['internal', *external]
+            if (folder / center / MANIFEST).is_file() and center not in failed]
+    study_table(folder, done).to_csv(study.path('study_table.csv'), index=False)
+    cells = [read_cells(folder / center / 'cells.parquet').assign(center=center) for center in done]
+    patients = [
+        pd.read_csv(folder / center / 'patients.csv', dtype={'patient_id': str}).assign(center=center)
+        for center in done]
+    bundle = read_bundle(study.path('bundle'))
+    problems = json.loads(study.path('problems.json').read_text())
+    return study_report(
+        read_centers(folder, done), pd.concat(patients, ignore_index=True),
+        pd.concat(cells, ignore_index=True), bundle.meta, bundle.id, study.path('report.html'),
+        f'Study of {study.cohort.name}',
+        {center: f'external/{center}/05_external.html' for center in external if center in done},
+        [*problems, *(f'{center}: failed, {line}' for center, line in failed.items())],
+        vocabulary=study.cohort.vocabulary)
+
+
 def _cohort_fingerprint(cohort):
     "Hash the pictures, patients, contours, codes and vocabulary of a cohort"
     contours = [polygon.wkb for polygon in cohort.cells.polygon]
@@ -350,7 +352,7 @@ def run_study(
     run.step('train', fingerprint(data, settings), study.train, made)
     judged = fingerprint(data, settings, run.folder / 'bundle' / 'bundle.json')
     run.step('validate inside', judged, study.judge_inside, ['external/internal/center.json'])
-    return study.report(study.judge_outside())
+    return _report(study, _judge_outside(study))
 
 # %% ../nbs/06_study.ipynb #c014
 def _with_interval(row, key, digits):

@@ -66,10 +66,10 @@ class StudyCells:
 
 def cut_cells(
     cohort: Cohort,       # as `read_cohort` gives it
-    found: pd.DataFrame,  # the segmenter's cells in the main centers, matched with the experts' (`code`)
+    found: pd.DataFrame,  # the segmenter's cells of main centers, matched with the experts' (`code`)
     split: pd.Series,     # patient_id -> train, valid or internal
     crop: CropSettings,   # how cells are cut
-    only_whole_and_round: bool = False,  # learn only from cells that pass `keep_p1`, as P1 does
+    only_whole_and_round: bool = False,  # learn only from cells that `keep_p1` keeps
 ) -> StudyCells:          # InputError where a patient stands on both sides
     "Cut and label the cells of the main centers for both stages of training"
     expert = cohort.cells[cohort.cells.patient_id.map(split) == 'train'].reset_index(drop=True)

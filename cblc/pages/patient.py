@@ -109,7 +109,7 @@ def _gallery_cell(cell, crop, p, to_review):
     alt = f'cell {cell.get("cell_id", "")}, named {cell.category}, probability {probability}{mark}'
     return GalleryCell(data_uri(_shrink(crop, 96), 80), probability, bool(cell.cblc), bool(to_review), alt)
 
-
+# %% ../../nbs/pages/00_patient.ipynb #n011
 def gallery(
     cells: pd.DataFrame,      # classified cells table with `counted`
     crops: np.ndarray,        # n x size x size x 3 uint8, in the rows' order

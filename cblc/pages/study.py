@@ -130,7 +130,7 @@ def _drift_rows(away):
             rows.append(dict(figure=figure.figure.iloc[0], home=home, cells=cells))
     return centers, rows
 
-
+# %% ../../nbs/pages/01_study.ipynb #n018
 def _stain_rows(results):
     "Lay out how far the pictures of each center are from the main cohort's, and in what"
     rows = []
@@ -199,7 +199,7 @@ def _ratio_figures(patients):
             figures.append(_draw(alt, (3.8, 3.6), plot_passing_bablok, file, model, names))
     return figures
 
-
+# %% ../../nbs/pages/01_study.ipynb #n020
 def _diagnosis_figures(patients, frozen_threshold, internal):
     "Draw what the ratio says about the diagnosis"
     if 'diagnosis' not in patients:
@@ -223,7 +223,7 @@ def _diagnosis_figures(patients, frozen_threshold, internal):
     figures.append(_draw(alt, (3.4, 3.2), plot_diagnoses, known.diagnosis, known.call))
     return figures
 
-# %% ../../nbs/pages/01_study.ipynb #n012
+
 def _cell_figures(cells, vocabulary):
     "Draw what the matched cells show"
     named = cells[cells.code.notna()]
