@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FARTHEST', 'MIN_AREA', 'UNLABELLED', 'MOST_BYTES', 'MOST_MASK_PIXELS', 'Outline', 'outlines_to_cells', 'read_text',
-           'read_json', 'annotation_files', 'as_ring', 'box_ring', 'label_code', 'read_ring', 'file_outlines',
+           'read_json', 'annotation_files', 'as_ring', 'box_ring', 'label_code', 'read_ring', 'read_files',
            'image_table', 'image_sizes', 'cells_by_image', 'cell_label', 'outer_ring', 'warn_lost_rings',
            'labelme_outlines', 'read_labelme', 'write_labelme']
 
@@ -27,6 +27,7 @@ from shapely.ops import unary_union
 from .contours import mask_to_polygon, polygon_parts
 from .errors import InputError
 from .images import image_paths, image_size, is_litter, warn_passed_over
+from .pictures import name_pictures
 
 # %% ../../nbs/core/03_outlines.ipynb #c006
 FARTHEST = 10_000_000   # px; no slide is as wide
@@ -52,7 +53,7 @@ class Outline:
         "Say why the outline cannot be used; None where it is sound"
         if self.problem:
             return self.problem
-        for ring in (ring for part in self.parts for ring in part):
+        for ring in (ring for part in (*self.parts, *(self.nucleus or [])) for ring in part):
             if len(ring) < 3:
                 return f'{len(ring)} points where a contour needs at least 3'
             if not np.isfinite(ring).all():
@@ -74,9 +75,8 @@ class Outline:
         return _geometry(self.nucleus) if self.nucleus else None
 
 def _ring_area(ring):
-    "Measure what a ring encloses, px^2"
-    x, y = (ring - ring.mean(0)).T
-    return abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+    "Measure what a ring reaches around, px^2: of a figure of eight, both loops"
+    return Polygon(ring).convex_hull.area
 
 def _geometry(parts):
     "Build a shapely geometry from pieces of rings"
@@ -245,29 +245,30 @@ def read_ring(
         raise InputError('an x without its y', 'draw the contour again')
     return flat.reshape(-1, 2)
 
-def file_outlines(
+def read_files(
     files,              # annotation files
-    read,               # file -> its `Outline`s; raises InputError where it makes no sense as a whole
-) -> list:              # of `Outline`s; a file that cannot be read is one with its problem and no picture
-    "List the outlines of files, and of each file that cannot be read why not"
-    outlines = []
+    read,               # reads one of them; raises InputError where it makes no sense as a whole
+) -> tuple:             # file -> what was read, and an `Outline` with its problem for every file that was not
+    "Read files one by one, so that a broken one hides no other"
+    contents, faults = {}, []
     for file in files:
         try:
-            outlines += read(file)
+            contents[file] = read(file)
         except InputError as error:
             place = Path(error.where or file)
-            outlines.append(Outline(place, '', None, [], problem=error.problem, remedy=error.remedy))
-    return outlines
+            faults.append(Outline(place, '', None, [], problem=error.problem, remedy=error.remedy))
+    return contents, faults
 
 # %% ../../nbs/core/03_outlines.ipynb #c011
 def image_table(
     images,             # a folder or list of image files, or a table already
-) -> pd.DataFrame:      # image_id (file name without ending), path
+) -> pd.DataFrame:      # image_id (file name without ending, where several share it with folders), path
     "List pictures with their ids"
     if isinstance(images, pd.DataFrame):
         return images
     paths = image_paths(images)
-    return pd.DataFrame(dict(image_id=[p.stem for p in paths], path=[str(p) for p in paths]), dtype='string')
+    ids = name_pictures([path.absolute() for path in paths])
+    return pd.DataFrame(dict(image_id=list(ids.values()), path=[str(path) for path in paths]), dtype='string')
 
 def image_sizes(
     images,             # as for `image_table`, or a table with width and height, px
@@ -393,16 +394,13 @@ def _name_lone_nuclei(outlines):
     "Make a fault of every nucleus that belongs to no cell of its picture"
     groups = {outline.group for outline in outlines if outline.code != 'nucleus' and not outline.flaw}
     remedy = 'give the nucleus and its cell the same group_id'
+    groups.discard(None)
     for outline in outlines:
-        if outline.code != 'nucleus' or outline.flaw:
+        if outline.code != 'nucleus' or outline.flaw or outline.group in groups:
             yield outline
-        elif outline.group is None:
-            yield replace(outline, problem='a nucleus without group_id belongs to no cell', remedy=remedy)
-        elif outline.group not in groups:
-            problem = f'a nucleus of group {outline.group}, in which no cell is'
-            yield replace(outline, problem=problem, remedy=remedy)
-        else:
-            yield outline
+            continue
+        group = 'without group_id' if outline.group is None else f'of group {outline.group}'
+        yield replace(outline, problem=f'a nucleus {group} belongs to no cell', remedy=remedy)
 
 def _read_labelme_file(file):
     "List the outlines of one LabelMe file; InputError where it is none"
@@ -417,7 +415,8 @@ def labelme_outlines(
     images=None,    # not needed
 ) -> list:          # an `Outline` for every shape; one without a picture for every file of another kind
     "List the outlines of LabelMe files"
-    return file_outlines(annotation_files(path, '.json'), _read_labelme_file)
+    contents, faults = read_files(annotation_files(path, '.json'), _read_labelme_file)
+    return [*(outline for outlines in contents.values() for outline in outlines), *faults]
 
 def read_labelme(
     path,               # a LabelMe JSON file, or a folder of them: the file's name is the image id
