@@ -209,12 +209,11 @@ def cohort_outlines(
     if not folder.is_dir() or not any(folder.iterdir()):
         return [], []
     fmt = meta.get('annotations') or sniff_format(folder)
-    measured = [(image_id, path, *sizes[image_id])
-                for image_id, path in zip(images.image_id, images.path) if image_id in sizes]
-    table = pd.DataFrame(measured, columns=['image_id', 'path', 'width', 'height'])
+    measured = [sizes.get(image_id, (np.nan, np.nan)) for image_id in images.image_id]
+    table = images[['image_id', 'path']].assign(width=[w for w, _ in measured], height=[h for _, h in measured])
     outlines = annotation_outlines(folder, table, fmt)
     around = Surroundings(Path(root), frozenset(images.image_id.dropna()), sizes, vocabulary.codes,
-                          stated_sizes(folder, fmt))
+                          stated_sizes(folder, fmt, table))
     return usable_outlines(outlines, around)
 
 def _sizes_of(images):

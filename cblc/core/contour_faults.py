@@ -14,6 +14,7 @@ from shapely.validation import explain_validity
 from .errors import InputError
 from .images import BadImage, image_size
 from .outlines import annotation_files, read_json
+from .pictures import match_pictures
 from .sheets import Fault, clean_text
 
 # %% ../../nbs/core/15_contour_faults.ipynb #n006
@@ -40,7 +41,7 @@ def drawn_twice(
 _MASKS = ('.png', '.tif', '.tiff', '.bmp')
 
 def _sizes_in(file, fmt):
-    "Give the sizes that one annotation file states, as (image id, width, height)"
+    "Give the sizes that one annotation file states, as (name of the picture, width, height)"
     if fmt == 'masks':
         return [(file.stem, *image_size(file))]
     doc = read_json(file)
@@ -49,12 +50,12 @@ def _sizes_in(file, fmt):
     if fmt == 'labelme':
         return [(file.stem, doc.get('imageWidth'), doc.get('imageHeight'))]
     listed = [image for image in doc.get('images') or [] if isinstance(image, dict)]
-    return [(Path(str(image.get('file_name'))).stem, image.get('width'), image.get('height'))
-            for image in listed]
+    return [(str(image.get('file_name')), image.get('width'), image.get('height')) for image in listed]
 
 def stated_sizes(
     path,           # annotation file or folder
     fmt: str,       # its format
+    images,         # table of the pictures: image_id, path
 ) -> dict:          # image id -> file, width and height, px; only where the files say so
     "Tell what sizes of pictures annotation files state"
     sizes = {}
@@ -69,10 +70,11 @@ def stated_sizes(
             found = _sizes_in(file, fmt)
         except (InputError, BadImage, TypeError):
             continue
-        for image_id, width, height in found:
+        for name, width, height in found:
             if all(isinstance(side, (int, float)) and side > 0 for side in (width, height)):
-                sizes[clean_text(image_id)] = file, width, height
-    return sizes
+                sizes[name] = file, width, height
+    image_ids = match_pictures(list(sizes), images)
+    return {clean_text(image_ids[name]): size for name, size in sizes.items()}
 
 def other_sizes(
     stated: dict,       # from `stated_sizes`
@@ -122,7 +124,8 @@ def _contour_problems(outline, size):
 
 def _outline_problems(outline, around, groups):
     "Find what is wrong with one outline by itself: is it left out, problem, remedy"
-    if outline.image_id is not None and outline.image_id not in around.image_ids:
+    is_listed = outline.image_id is None or outline.image_id in around.image_ids
+    if not is_listed and not outline.problem:
         problem = f'image {outline.image_id} is not in images.csv'
         yield True, problem, 'list the image or remove the annotation'
     if outline.flaw:

@@ -43,6 +43,12 @@ def _place_of(root, path):
     except InputError:      # a fault of images.csv already
         return None
 
+def _placed(images, root):
+    "Keep the pictures that have an id and a place, with their full paths"
+    paths = images.path.map(lambda path: _place_of(root, path), na_action=None).map(str, na_action='ignore')
+    placed = images.assign(path=paths.astype('string'))
+    return placed.dropna(subset=['image_id', 'path']).drop_duplicates('image_id').reset_index(drop=True)
+
 def _read_pictures(images, root):
     "Read every picture of images.csv whose place is known: row index -> Picture"
     places = {index: _place_of(root, path) for index, path in images.path.items()}
@@ -101,5 +107,5 @@ def check_cohort(
         pictures = _read_pictures(images, root)
         faults += _picture_faults(images, pictures, listing.image_lines)
         sizes = {images.image_id[index]: picture.size for index, picture in pictures.items() if picture.size}
-        faults += _annotation_faults(root, meta, images, sizes, vocabulary or VOCABULARY)
+        faults += _annotation_faults(root, meta, _placed(images, root), sizes, vocabulary or VOCABULARY)
     return pd.DataFrame(faults, columns=Fault._fields, dtype='string')
