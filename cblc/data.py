@@ -210,7 +210,8 @@ def cohort_outlines(
         return [], []
     fmt = meta.get('annotations') or sniff_format(folder)
     measured = [sizes.get(image_id, (np.nan, np.nan)) for image_id in images.image_id]
-    table = images[['image_id', 'path']].assign(width=[w for w, _ in measured], height=[h for _, h in measured])
+    width, height = zip(*measured) if measured else ((), ())
+    table = images[['image_id', 'path']].assign(width=width, height=height)
     outlines = annotation_outlines(folder, table, fmt)
     around = Surroundings(Path(root), frozenset(images.image_id.dropna()), sizes, vocabulary.codes,
                           stated_sizes(folder, fmt, table))

@@ -10,6 +10,7 @@ import hashlib
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 import pandas as pd
 from ..core.errors import InputError
@@ -88,7 +89,8 @@ def _annotation_faults(root, meta, images, sizes, vocabulary):
     "Find the faults of the annotation files and of the outlines in them"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        found, refusal = attempt(lambda: cohort_outlines(root, meta, images, sizes, vocabulary), 'annotations')
+        read = partial(cohort_outlines, root, meta, images, sizes, vocabulary)
+        found, refusal = attempt(read, 'annotations')
         usable, faults = found or ([], [])
         outlines_to_cells(usable)
     return [*(fault for _, fault in refusal), *faults, *_warned_faults(caught)]
@@ -106,6 +108,6 @@ def check_cohort(
     if images is not None:
         pictures = _read_pictures(images, root)
         faults += _picture_faults(images, pictures, listing.image_lines)
-        sizes = {images.image_id[index]: picture.size for index, picture in pictures.items() if picture.size}
+        sizes = {images.image_id[k]: picture.size for k, picture in pictures.items() if picture.size}
         faults += _annotation_faults(root, meta, _placed(images, root), sizes, vocabulary or VOCABULARY)
     return pd.DataFrame(faults, columns=Fault._fields, dtype='string')
