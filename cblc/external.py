@@ -298,8 +298,8 @@ def _execute(folder, parameters, timeout):
             progress_bar=False, execution_timeout=timeout, log_output=False,
             extra_arguments=['--log-level=ERROR'])
     plan.unlink()
-    given = [path for name in ('cohort', 'model', 'segmenter', 'cells', 'plain') if (path := parameters[name])]
-    _tidy(executed, [*given, folder, folder.parent])
+    given = [parameters[name] for name in ('cohort', 'model', 'segmenter', 'cells', 'plain')]
+    _tidy(executed, [*filter(None, given), folder, folder.parent])
 
 def run_center(
     cohort,                       # cohort folder

@@ -17,6 +17,7 @@ from shapely.geometry import mapping
 from .rle import mask_parts
 from .contours import polygon_to_mask
 from .errors import DISCLAIMER, InputError
+from .run import safe_name, write_csv, write_whole
 from .images import IMAGE_SUFFIXES
 from cblc.core.outlines import (
     UNLABELLED, Outline, annotation_files, cell_label, cells_by_image, image_sizes, image_table, label_code,
@@ -90,8 +91,7 @@ def _write_features(cells, numeric, file):
     "Write cells as one GeoJSON file"
     features = [_feature(cell, numeric) for cell in cells]
     doc = dict(type='FeatureCollection', description=DISCLAIMER, features=features)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(doc, ensure_ascii=False), encoding='utf-8')
+    write_whole(file, json.dumps(doc, ensure_ascii=False))
 
 def write_geojson(
     cells: pd.DataFrame,    # image_id, polygon, optional code, nucleus, cell_id; numbers become measurements
@@ -106,7 +106,7 @@ def write_geojson(
         return out
     out.mkdir(parents=True, exist_ok=True)
     for image_id, _, rows in cells_by_image(cells, images):
-        _write_features(rows, numeric, out/f'{image_id}.geojson')
+        _write_features(rows, numeric, out/f'{safe_name(image_id)}.geojson')
     return out
 
 # %% ../../nbs/core/11_geojson_masks.ipynb #c039
@@ -186,7 +186,7 @@ def write_masks(
             labels[polygon_to_mask(cell['polygon'], (height, width))] = label
             code = cell_label(cell)
             listed.append((image_id, label, cell.get('cell_id'), '' if code == UNLABELLED else code))
-        Image.fromarray(labels).save(out/f'{image_id}.png')
+        Image.fromarray(labels).save(out/f'{safe_name(image_id)}.png')
     table = pd.DataFrame(listed, columns=['image_id', 'label', 'cell_id', 'code'])
-    table.to_csv(out/'labels.csv', index=False)
+    write_csv(table, out/'labels.csv')
     return out
