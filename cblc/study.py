@@ -21,6 +21,7 @@ from .core.errors import DISCLAIMER, InputError
 from .core.measures import axes_for
 from .core.run import MANIFEST, Run, fingerprint, write_json, write_manifest
 from .data import Cohort, Vocabulary, read_cohort, split_patients
+from .hospital.report import METHOD_NAMES
 from .learn.study_cells import StudyCells, cut_cells
 from .matching import match_cells
 from .patient import mark_counted, settle_artefacts
@@ -428,7 +429,7 @@ def plot_methods(
         own = rows[rows.method == method]
         x = [centers.index(center) + .7 * (number + .5) / len(shown) - .35 for center in own.center]
         ax.vlines(x, own[f'{key}_low'], own[f'{key}_high'], color=METHOD_COLORS[method], lw=1.4)
-        ax.plot(x, own[key], 'o', ms=5, color=METHOD_COLORS[method], label=method)
+        ax.plot(x, own[key], 'o', ms=5, color=METHOD_COLORS[method], label=METHOD_NAMES[method])
     totals = rows.groupby('center')[count].max()
     labels = [f'{center}\nn={totals[center]:.0f}' for center in centers]
     ax.set(xticks=range(len(centers)), xticklabels=labels, ylabel=key.replace('_', ' '))
