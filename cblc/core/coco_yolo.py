@@ -22,6 +22,7 @@ from cblc.core.outlines import (
 )
 from .pictures import match_pictures, plain_path
 from .rle import encode_runs, run_parts
+from .run import safe_name
 
 # %% ../../nbs/core/10_coco_yolo.ipynb #ann2
 def _key(value):
@@ -419,6 +420,6 @@ def write_yolo_seg(
         for cell in rows:
             fractions = (outer_ring(cell['polygon']) / sizes[image_id]).ravel().tolist()
             lines.append(' '.join([str(labels.index(cell_label(cell))), *map(repr, fractions)]))
-        (out/'labels'/f'{image_id}.txt').write_text('\n'.join(lines))
+        (out/'labels'/f'{safe_name(image_id)}.txt').write_text('\n'.join(lines))
     warn_lost_rings(cells.polygon, 'YOLO-seg')
     return out
