@@ -20,6 +20,7 @@ from .rle import mask_parts
 from .run import safe_name
 from .contours import polygon_to_mask
 from .errors import DISCLAIMER, InputError
+from .run import safe_name, write_csv, write_whole
 from .images import IMAGE_SUFFIXES
 from cblc.core.outlines import (
     UNLABELLED, Outline, annotation_files, cell_label, cells_by_image, image_sizes, image_table, label_code,
@@ -218,8 +219,7 @@ def _write_features(cells, numeric, file):
     used = set()
     features = [_feature(cell, numeric, used) for cell in cells]
     doc = dict(type='FeatureCollection', description=DISCLAIMER, features=features)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(doc, ensure_ascii=False), encoding='utf-8')
+    write_whole(file, json.dumps(doc, ensure_ascii=False))
 
 def write_geojson(
     cells: pd.DataFrame,    # image_id, polygon, optional code, nucleus, cell_id; numbers become measurements
@@ -314,7 +314,7 @@ def write_masks(
             labels[polygon_to_mask(cell['polygon'], (height, width))] = label
             code = cell_label(cell)
             listed.append((image_id, label, cell.get('cell_id'), '' if code == UNLABELLED else code))
-        Image.fromarray(labels).save(out/f'{image_id}.png')
+        Image.fromarray(labels).save(out/f'{safe_name(image_id)}.png')
     table = pd.DataFrame(listed, columns=['image_id', 'label', 'cell_id', 'code'])
-    table.to_csv(out/'labels.csv', index=False)
+    write_csv(table, out/'labels.csv')
     return out
