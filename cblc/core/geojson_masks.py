@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from shapely.geometry import mapping
-from .coco_yolo import mask_parts
+from .rle import mask_parts
 from .contours import polygon_to_mask
 from .errors import DISCLAIMER, InputError
 from .images import IMAGE_SUFFIXES

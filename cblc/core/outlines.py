@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FARTHEST', 'UNLABELLED', 'MOST_BYTES', 'Outline', 'outlines_to_cells', 'read_text', 'read_json', 'annotation_files',
-           'as_ring', 'box_ring', 'label_code', 'read_ring', 'file_outlines', 'image_table', 'image_sizes',
+           'as_ring', 'box_ring', 'label_code', 'read_ring', 'read_files', 'image_table', 'image_sizes',
            'cells_by_image', 'cell_label', 'outer_ring', 'warn_lost_rings', 'labelme_outlines', 'read_labelme',
            'write_labelme']
 
@@ -22,6 +22,7 @@ from shapely.geometry import MultiPolygon, Polygon
 from .contours import polygon_parts
 from .errors import InputError
 from .images import image_paths, image_size
+from .pictures import name_pictures
 
 # %% ../../nbs/core/03_outlines.ipynb #c006
 FARTHEST = 10_000_000   # px; no slide is as wide
@@ -46,7 +47,7 @@ class Outline:
         "Say why the outline cannot be used; None where it is sound"
         if self.problem:
             return self.problem
-        for ring in (ring for part in self.parts for ring in part):
+        for ring in (ring for part in (*self.parts, *(self.nucleus or [])) for ring in part):
             if len(ring) < 3:
                 return f'{len(ring)} points where a contour needs at least 3'
             if not np.isfinite(ring).all():
@@ -213,29 +214,30 @@ def read_ring(
         raise InputError('an x without its y', 'draw the contour again')
     return flat.reshape(-1, 2)
 
-def file_outlines(
+def read_files(
     files,              # annotation files
-    read,               # file -> its `Outline`s; raises InputError where it makes no sense as a whole
-) -> list:              # of `Outline`s; a file that cannot be read is one with its problem and no picture
-    "List the outlines of files, and of each file that cannot be read why not"
-    outlines = []
+    read,               # reads one of them; raises InputError where it makes no sense as a whole
+) -> tuple:             # file -> what was read, and an `Outline` with its problem for every file that was not
+    "Read files one by one, so that a broken one hides no other"
+    contents, faults = {}, []
     for file in files:
         try:
-            outlines += read(file)
+            contents[file] = read(file)
         except InputError as error:
             place = Path(error.where or file)
-            outlines.append(Outline(place, '', None, [], problem=error.problem, remedy=error.remedy))
-    return outlines
+            faults.append(Outline(place, '', None, [], problem=error.problem, remedy=error.remedy))
+    return contents, faults
 
 # %% ../../nbs/core/03_outlines.ipynb #c011
 def image_table(
     images,             # a folder or list of image files, or a table already
-) -> pd.DataFrame:      # image_id (file name without ending), path
+) -> pd.DataFrame:      # image_id (file name without ending, where several share it with folders), path
     "List pictures with their ids"
     if isinstance(images, pd.DataFrame):
         return images
     paths = image_paths(images)
-    return pd.DataFrame(dict(image_id=[p.stem for p in paths], path=[str(p) for p in paths]), dtype='string')
+    ids = name_pictures([path.absolute() for path in paths])
+    return pd.DataFrame(dict(image_id=list(ids.values()), path=[str(path) for path in paths]), dtype='string')
 
 def image_sizes(
     images,             # as for `image_table`, or a table with width and height, px

@@ -140,7 +140,7 @@ def _picture_faults(images, pictures):
 def _contour_problems(outline: Outline, size):
     "Find what is wrong with the contour of an outline, as (problem, remedy); `size` is None where unknown"
     if outline.flaw:
-        yield outline.flaw, 'draw the contour again as a polygon'
+        yield outline.flaw, outline.remedy or 'draw the contour again as a polygon'
         return
     polygon = outline.polygon
     if not polygon.is_valid:
@@ -156,12 +156,16 @@ def _contour_problems(outline: Outline, size):
         problem = f'the contour {corners} leaves its image of {width} x {height} px'
         yield problem, 'draw it inside, or check that it belongs to this image'
 
+def _name_in(file, root):
+    "Name a file by its path in a folder, or whole where it lies elsewhere"
+    return str(file.relative_to(root) if file.is_relative_to(root) else file)
+
 def _outline_faults(outlines, image_ids, sizes, vocabulary: Vocabulary, root):
     "Find the faults of outlines: of their picture, code, key and contour"
     first_place = {}
     for outline in outlines:
-        place = (str(outline.file.relative_to(root)), outline.row)
-        if outline.image_id not in image_ids:
+        place = (_name_in(outline.file, root), outline.row)
+        if outline.image_id not in image_ids and not outline.problem:
             problem = f'image {outline.image_id} is not in images.csv'
             yield Fault(*place, problem, 'list the image or remove the annotation')
         if outline.code not in (None, 'nucleus') and outline.code not in vocabulary.table.index:
@@ -175,12 +179,17 @@ def _outline_faults(outlines, image_ids, sizes, vocabulary: Vocabulary, root):
 
 # %% ../../nbs/sources/08_check.ipynb #c017
 def _files_to_read(folder, fmt):
-    "List what to read one by one: each file of a format of one file a picture, else the folder"
-    if fmt in ('labelme', 'geojson'):
-        return sorted(file for file in folder.rglob('*') if file.suffix in ('.json', '.geojson'))
-    return [folder]
+    "List what to read one by one: each file of LabelMe; the other readers name every broken file themselves"
+    return sorted(folder.rglob('*.json')) if fmt == 'labelme' else [folder]
 
-def _annotation_faults(root, fmt, image_ids, sizes, vocabulary: Vocabulary):
+def _table_of_pictures(root, images, sizes):
+    "List the pictures with full path and size, as the readers of annotations want them"
+    listed = images.dropna(subset=['image_id', 'path'])
+    paths = [str((root/path).absolute()) for path in listed.path]
+    width, height = (listed.image_id.map({key: size[k] for key, size in sizes.items()}) for k in (0, 1))
+    return listed.assign(path=paths, width=width, height=height)
+
+def _annotation_faults(root, fmt, images, sizes, vocabulary: Vocabulary):
     "Find the faults of the annotation files and of the outlines in them"
     folder = root/'annotations'
     if not folder.exists() or not any(folder.iterdir()):
@@ -190,13 +199,12 @@ def _annotation_faults(root, fmt, image_ids, sizes, vocabulary: Vocabulary):
         fmt, faults = _attempt(lambda: sniff_format(folder), 'annotations')
         if fmt is None:
             return faults
-    sizes_known = pd.DataFrame([(image_id, *size) for image_id, size in sizes.items()],
-                               columns=['image_id', 'width', 'height'])
+    table, image_ids = _table_of_pictures(root, images, sizes), set(images.image_id)
     for file in _files_to_read(folder, fmt):
         name = str(file.relative_to(root))
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')       # what a reader warns of becomes a fault
-            found, unread = _attempt(lambda file=file: annotation_outlines(file, sizes_known, fmt), name)
+            found, unread = _attempt(lambda file=file: annotation_outlines(file, table, fmt), name)
         faults += unread
         outlines += found or []
         if not found and file != folder and file.stem not in image_ids:
@@ -228,6 +236,5 @@ def check_cohort(
         pictures = _read_pictures(images, root)
         faults += _picture_faults(images, pictures)
         sizes = {images.image_id[index]: picture.size for index, picture in pictures.items() if picture.size}
-        faults += _annotation_faults(root, meta.get('annotations'), set(images.image_id), sizes,
-                                     vocabulary or VOCABULARY)
+        faults += _annotation_faults(root, meta.get('annotations'), images, sizes, vocabulary or VOCABULARY)
     return pd.DataFrame(faults, columns=Fault._fields, dtype='string')
