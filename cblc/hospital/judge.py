@@ -125,7 +125,8 @@ _NO_GROUPS = {'patient_id', 'center', 'diagnosis', 'band', 'call', 'expert_blast
 def _groupings(data, table):
     "Find the columns by which patients can be grouped: name -> the group of each patient"
     def in_few_words(values):
-        return not pd.api.types.is_numeric_dtype(values) and 1 < values.nunique() <= 8
+        is_number = pd.to_numeric(values.dropna(), errors='coerce').notna().all()
+        return not is_number and 1 < values.nunique() <= 8
 
     names = [name for name in data.patients if name not in _NO_GROUPS and in_few_words(data.patients[name])]
     if 'diagnosis' in table:
