@@ -188,7 +188,7 @@ def diagnose(
     say=print,          # takes each line of the log
     force=False,        # write over another patient's results
 ) -> dict:              # what summary.json holds
-    "Go from one patient's pictures to cells.parquet, cells.geojson, summary.json and report.html"
+    "Go from one patient's pictures to cells, summary and report"
     from cblc.pages.patient import write_patient
     from cblc.patient import summarize_patient
     run = Run(out, say)

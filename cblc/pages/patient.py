@@ -346,7 +346,7 @@ def write_patient(
     *,
     vocabulary: Vocabulary,       # of the categories
 ) -> dict:                        # summary, cells, geojson, report and, of several dates, smears -> path
-    "Write all files of a patient into a folder"
+    "Write a patient's files into a folder"
     out = Path(out)
     written = dict(
         cells=Path(write_cells(cells, out / 'cells.parquet')),
