@@ -290,6 +290,7 @@ def _place_images(images, root, copy):
         is_alone = folded.count(name.casefold()) == 1
         target = root/'images'/(name if is_alone else f'{safe_name(image_id)}{path.suffix}')
         if path.absolute() != target.absolute():
+            image_size(path)  # only pictures are copied: BadImage for anything else a table may name
             target.unlink(missing_ok=True)
             if copy:
                 shutil.copyfile(path, target)

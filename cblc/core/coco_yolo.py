@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from .contours import polygon_parts
 from .errors import DISCLAIMER, InputError
+from .run import safe_name, write_whole
 from .images import IMAGE_SUFFIXES, image_size
 from cblc.core.outlines import (
     Outline, annotation_files, as_ring, box_ring, cell_label, cells_by_image, image_sizes, image_table,
@@ -22,6 +23,7 @@ from cblc.core.outlines import (
 )
 from .pictures import match_pictures, plain_path
 from .rle import encode_runs, run_parts
+from .run import safe_name
 
 # %% ../../nbs/core/10_coco_yolo.ipynb #ann2
 def _key(value):
@@ -419,6 +421,6 @@ def write_yolo_seg(
         for cell in rows:
             fractions = (outer_ring(cell['polygon']) / sizes[image_id]).ravel().tolist()
             lines.append(' '.join([str(labels.index(cell_label(cell))), *map(repr, fractions)]))
-        (out/'labels'/f'{image_id}.txt').write_text('\n'.join(lines))
+        write_whole(out/'labels'/f'{safe_name(image_id)}.txt', '\n'.join(lines))
     warn_lost_rings(cells.polygon, 'YOLO-seg')
     return out

@@ -28,6 +28,7 @@ from .contours import mask_to_polygon, polygon_parts
 from .errors import InputError
 from .images import image_paths, image_size, is_litter, warn_passed_over
 from .pictures import name_pictures
+from .run import safe_name, write_whole
 
 # %% ../../nbs/core/03_outlines.ipynb #c006
 FARTHEST = 10_000_000   # px; no slide is as wide
@@ -452,7 +453,7 @@ def write_labelme(
         doc = dict(version='5.5.0', flags={}, shapes=_labelme_shapes(rows),
                    imagePath=Path(path).name if path else image_id, imageData=None,
                    imageHeight=height, imageWidth=width)
-        (out/f'{image_id}.json').write_text(json.dumps(doc, ensure_ascii=False), encoding='utf-8')
+        write_whole(out/f'{safe_name(image_id)}.json', json.dumps(doc, ensure_ascii=False))
     nuclei = [nucleus for nucleus in cells.get('nucleus', []) if nucleus is not None]
     warn_lost_rings([*cells.polygon, *nuclei], 'LabelMe')
     return out

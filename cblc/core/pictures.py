@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import PurePosixPath
 import pandas as pd
 from .images import IMAGE_SUFFIXES
+from .run import safe_name
 
 # %% ../../nbs/core/13_pictures.ipynb #n007
 def plain_path(
@@ -108,7 +109,8 @@ def match_pictures(
     if images is None:
         return name_pictures(names)
     paths = {name: plain_path(name) for name in names}
-    known = {unicodedata.normalize('NFC', str(image_id)): image_id for image_id in images.image_id}
+    known = {safe_name(image_id): image_id for image_id in images.image_id}     # as our own files are named
+    known |= {unicodedata.normalize('NFC', str(image_id)): image_id for image_id in images.image_id}
     by_path = _ids_by_path(paths.values(), images) if 'path' in images else {}
     n_stems = Counter(_without_ending(path).name for path in set(paths.values()))
     matched = {}

@@ -18,6 +18,7 @@ from ..cells.morphology import crops_of_cohort
 from ..cells.stain import measure_stain
 from ..core.engine import progress_bar
 from ..core.errors import InputError
+from ..core.measures import label_text
 from ..core.images import read_image
 from ..data import VOCABULARY, Vocabulary
 from .frozen import Frozen, NaiveBaselines
@@ -301,7 +302,7 @@ def show_cells(
         ax.axis('off')
     for ax, crop, caption in zip(axs.flat, crops, cells.caption):
         ax.imshow(crop)
-        ax.set_title(caption, fontsize=6.5, pad=2)
+        ax.set_title(label_text(caption), fontsize=6.5, pad=2)
     return axs
 
 # %% ../../nbs/hospital/01_centers.ipynb #c023

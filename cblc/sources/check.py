@@ -75,7 +75,7 @@ def _picture_faults(images, pictures, lines):
         yield Fault(image.path, row, problem, remedy)
 
 # %% ../../nbs/sources/08_check.ipynb #c016
-_NO_FAULTS = ('rectangle', 'skipped')
+_NO_FAULTS = ('rectangle', 'passed over')
 
 def _warned_faults(caught):
     "Take the warnings of readers as faults"
