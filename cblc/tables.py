@@ -21,6 +21,7 @@ from .cells.singles import read_singles, view_settings
 from .learn.checkpoint import Checkpoint
 from .learn.settings import FitSettings, fit_settings
 from .core.errors import DISCLAIMER, InputError
+from .core.run import write_csv
 
 # %% ../nbs/08_tables.ipynb #c005
 def _rows(csv_path, need): # the table as text, exactly as it stands
@@ -109,7 +110,7 @@ def predict_csv(csv_path, # table with a column `path`, relative to itself, and 
             if len(got): pred.iloc[rows[s][got]] = own.predict(crops)[cols].astype(object).to_numpy()
     for line in bad: say(f'skipped: {line}')
     for c in cols[1:]: pred[c] = pred[c].astype(float).round(6)
-    out.parent.mkdir(parents=True, exist_ok=True); pd.concat([t, pred], axis=1).to_csv(out, index=False)
+    write_csv(pd.concat([t, pred], axis=1), out)
     m = clf.bundle.meta
     about = dict(disclaimer=DISCLAIMER, model=clf.bundle.id, trained_on=m['trained_on'], n_rows=len(t), n_skipped=len(bad),
                  warnings=[*m.get('warnings', []), *bad])

@@ -152,7 +152,8 @@ def _check_name(name, where):
 def _read_index(path):
     "Read bundle.json as a dictionary"
     if path.stat().st_size > MOST_INDEX:
-        raise InputError(f'has {path.stat().st_size:,} bytes, no bundle.json has', 'get the bundle again', path)
+        problem = f'has {path.stat().st_size:,} bytes, no bundle.json has'
+        raise InputError(problem, 'get the bundle again', path)
     try:
         index = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

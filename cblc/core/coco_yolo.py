@@ -23,7 +23,6 @@ from cblc.core.outlines import (
 )
 from .pictures import match_pictures, plain_path
 from .rle import encode_runs, run_parts
-from .run import safe_name
 
 # %% ../../nbs/core/10_coco_yolo.ipynb #ann2
 def _key(value):
