@@ -17,7 +17,6 @@ import shapely
 from PIL import Image
 from shapely.geometry import mapping
 from .rle import mask_parts
-from .run import safe_name
 from .contours import polygon_to_mask
 from .errors import DISCLAIMER, InputError
 from .run import safe_name, write_csv, write_whole
