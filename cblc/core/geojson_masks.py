@@ -17,11 +17,10 @@ import shapely
 from PIL import Image
 from shapely.geometry import mapping
 from .rle import mask_parts
-from .run import safe_name
 from .contours import polygon_to_mask
 from .errors import DISCLAIMER, InputError
 from .run import safe_name, write_csv, write_whole
-from .images import IMAGE_SUFFIXES
+from .images import IMAGE_SUFFIXES, MAX_PIXELS, any_size, image_size
 from cblc.core.outlines import (
     UNLABELLED, Outline, annotation_files, cell_label, cells_by_image, image_sizes, image_table, label_code,
     outlines_to_cells, read_files, read_json, read_ring,
@@ -251,38 +250,111 @@ def _mask_image_id(stem, image_ids):
     numbered = _MASK_NAME.match(stem)
     return numbered[1] if numbered and not image_ids else stem
 
+_LOSSY = ('.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.webp')
+_SAVE_LABELS = 'save it as a label image: 0 for ground, k for cell k'
+
+def _mask_pixels(file):
+    "Read a mask as it is stored: height x width of numbers, or height x width x 3 of colors"
+    width, height = image_size(file)
+    if width * height > MAX_PIXELS:
+        raise InputError(f'a mask of {width} x {height} px', 'cut it into fields', file)
+    if file.suffix.lower() in ('.tif', '.tiff'):
+        import tifffile
+        with tifffile.TiffFile(file) as tiff:
+            pixels = tiff.series[0].asarray().squeeze()
+            if len(tiff.series) > 1 or pixels.ndim > 3:
+                raise InputError('a mask of several pages', 'save one page a picture', file)
+        colors_first = pixels.ndim == 3 and pixels.shape[0] in (3, 4) and pixels.shape[2] > 4
+        return np.moveaxis(pixels, 0, 2) if colors_first and tiff.pages[0].photometric == 2 else pixels
+    with any_size(), Image.open(file) as image:
+        is_plain = image.mode in ('L', 'I', 'F', 'P', '1') or image.mode.startswith('I;16')
+        return np.asarray(image if is_plain else image.convert('RGB'))
+
+def _instances(pixels, file):
+    "Number the cells of a mask: whole numbers, 0 for ground"
+    if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
+        red, green, blue = (pixels[..., channel].astype(np.int64) for channel in range(3))
+        colors = (red << 32) + (green << 16) + blue
+        if not (colors == 0).any():         # no black: the ground is what the border mostly is
+            border = np.concatenate([colors[0], colors[-1], colors[:, 0], colors[:, -1]])
+            values, counts = np.unique(border, return_counts=True)
+            colors = np.where(colors == values[counts.argmax()], 0, colors)
+        return colors
+    if pixels.ndim != 2:
+        raise InputError(f'a mask of {" x ".join(map(str, pixels.shape))} values', _SAVE_LABELS, file)
+    if pixels.dtype.kind == 'f':
+        pixels = np.nan_to_num(pixels, nan=0, posinf=-.5, neginf=-.5)
+        if (pixels % 1).any():
+            raise InputError('a mask of fractions (probabilities?)', _SAVE_LABELS, file)
+    return np.where(pixels > 0, pixels, 0).astype(np.int64)
+
 def _label_image(file):
-    "Read the pixels of a mask as labels; a black and white one is split into its pieces"
+    "Read a mask as labels, 0 for ground; one of a single value or color is split into its pieces"
     from skimage.measure import label
-    with Image.open(file) as image:
-        pixels = np.asarray(image if image.mode in ('L', 'I', 'I;16', 'P', '1') else image.convert('L'))
-    values = np.unique(pixels)
-    is_lossy = file.suffix.lower() in ('.jpg', '.jpeg')
-    if is_lossy or set(values.tolist()) <= {0, 1} or set(values.tolist()) <= {0, 255}:
-        return label(pixels > (127 if values[-1] > 1 else 0), connectivity=1)
-    return pixels
+    try:
+        pixels = _mask_pixels(file)
+    except InputError:
+        raise
+    except Exception as error:      # of Pillow and tifffile: whatever a damaged file can cause
+        raise InputError(f'a mask that cannot be read ({error})', 'export it again', file) from error
+    if file.suffix.lower() in _LOSSY:
+        gray = pixels if pixels.ndim == 2 else pixels.mean(2)
+        return label(gray > 127, connectivity=1)
+    labels = _instances(pixels, file)
+    is_color = pixels.ndim == 3
+    values = np.unique(labels)
+    if len(values[values > 0]) == 1 and (is_color or values[-1] in (1, 255, 65535)):
+        return label(labels > 0, connectivity=1)
+    return labels
+
+def _cut_out(labels):
+    "Go through the cells of a label image in one pass: its value, its mask, the mask's corner"
+    from scipy.ndimage import find_objects
+    values, numbers = np.unique(labels, return_inverse=True)
+    numbers = numbers.reshape(labels.shape) + int(values[0] != 0)
+    values = values[values != 0]
+    if len(values) > MOST_LABELS * 16:
+        raise InputError(f'a mask of {len(values):,} values, no label image', _SAVE_LABELS)
+    for number, box in enumerate(find_objects(numbers, len(values)), 1):
+        yield values[number - 1], numbers[box] == number, (box[1].start, box[0].start)
 
 def _listed_labels(file):
     "Read labels.csv as (image_id, label) -> row; empty where there is none"
     if not file.is_file():
         return {}
-    table = pd.read_csv(file, dtype='string', keep_default_na=False)
-    return {(row['image_id'], int(row['label'])): row for row in table.to_dict('records')}
+    try:
+        table = pd.read_csv(file, dtype='string', keep_default_na=False, encoding='utf-8-sig')
+        return {(row['image_id'], int(row['label'])): row for row in table.to_dict('records')}
+    except KeyError as error:
+        raise InputError(f'no column {error}', 'give image_id, label, cell_id, code', file) from error
+    except ValueError as error:
+        raise InputError(f'labels that cannot be read ({error})', 'give whole numbers', file) from error
+
+def _read_mask(file, image_id, listed):
+    "List the outlines of one mask"
+    outlines = []
+    for value, mask, corner in _cut_out(_label_image(file)):
+        row = listed.get((image_id, int(value)), {})
+        parts = [[ring + corner for ring in part] for part in mask_parts(mask)]
+        code = label_code(row.get('code'))
+        outlines.append(Outline(file, f'label {value}', image_id, parts, code, row.get('cell_id')))
+    return outlines
 
 def mask_outlines(
     path,           # a mask picture, or a folder of them
     images=None,    # image table or folder: tells which picture a mask named 7_2.png belongs to
-):                  # yields an `Outline` for every label
+) -> list:          # an `Outline` for every label, and one without a picture for every unreadable file
     "List the outlines of masks"
     image_ids = set() if images is None else set(image_table(images).image_id)
     files = annotation_files(path, *IMAGE_SUFFIXES)
-    listed = _listed_labels(files[0].parent/'labels.csv')
-    for file in files:
-        labels, image_id = _label_image(file), _mask_image_id(file.stem, image_ids)
-        for value in np.unique(labels[labels != 0]):
-            row = listed.get((image_id, int(value)), {})
-            yield Outline(file, f'label {value}', image_id, mask_parts(labels == value),
-                          label_code(row.get('code')), row.get('cell_id'))
+
+    def read(file):
+        "Read one mask with what labels.csv beside it says"
+        image_id = _mask_image_id(file.stem, image_ids)
+        return _read_mask(file, image_id, _listed_labels(file.parent/'labels.csv'))
+
+    contents, faults = read_files(files, read)
+    return [*(outline for outlines in contents.values() for outline in outlines), *faults]
 
 def read_masks(
     path,               # a mask picture, or a folder of them

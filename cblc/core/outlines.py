@@ -27,7 +27,7 @@ from shapely.ops import unary_union
 from .contours import mask_to_polygon, polygon_parts
 from .errors import InputError
 from .images import image_paths, image_size, is_litter, warn_passed_over
-from .pictures import name_pictures
+from .pictures import name_pictures, picture_folders
 from .run import safe_name, write_whole
 
 # %% ../../nbs/core/03_outlines.ipynb #c006
@@ -262,12 +262,12 @@ def read_files(
 
 # %% ../../nbs/core/03_outlines.ipynb #c011
 def image_table(
-    images,             # a folder or list of image files, or a table already
+    images,             # a folder (or one of folders), a list of image files, or a table already
 ) -> pd.DataFrame:      # image_id (file name without ending, where several share it with folders), path
     "List pictures with their ids"
     if isinstance(images, pd.DataFrame):
         return images
-    paths = image_paths(images)
+    paths = image_paths(picture_folders(images))
     ids = name_pictures([path.absolute() for path in paths])
     return pd.DataFrame(dict(image_id=list(ids.values()), path=[str(path) for path in paths]), dtype='string')
 
