@@ -180,12 +180,12 @@ def fit_both(args, train, valid, bundle=None):
         out = kept(args, 'diffusion', n)
         generative = fit_model(fit_diffusion, train, valid, settings, out)
     how, seconds = generative.settings or settings, time.time() - begun
-    told = 'as shipped' if generative.bundle else f'{seconds:.0f} s'
+    training = 'as shipped' if generative.bundle else f'{seconds:.0f} s'
     begun = time.time()
     same = cnn_settings(args, **augmentation_of(how))
     cnn = fit_model(fit_classifier, train, valid, same, kept(args, args.arch, n))
     print(
-        f'{n} cells: diffusion {how.steps} steps of {how.batch}, {told}; '
+        f'{n} cells: diffusion {how.steps} steps of {how.batch}, {training}; '
         f'{args.arch} {args.epochs} epochs, {time.time() - begun:.0f} s', flush=True,
     )
     return generative, cnn

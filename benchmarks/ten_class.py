@@ -5,16 +5,19 @@
 
 PBC (pbc128) without IG and NEUTROPHIL, whose stage is not told: 70 % train, 15 % validation (best epoch,
 temperature), 15 % test by a hash of the file name, from random weights, and without a recipe's adaptation,
-since the laboratory is not new. PBC names no patients, so cells of one donor are on both sides and the
-figure flatters. --view takes another view than the recipe's. With --out, a run that was stopped goes on by
-the same command. Macro F1 on the test part, 95 % interval by bootstrap over pictures (2,000 draws).
+since the laboratory is not new. PBC names no patients, so cells of one donor are on both sides and the figure
+flatters.
+--view takes another view than the recipe's. With --out, a run that was stopped goes on by the same command.
+Macro F1 on the test part, 95 % interval by bootstrap over pictures (2,000 draws).
 """
 import argparse
 import json
 import time
+
 import numpy as np
 import torch
 from sklearn.metrics import classification_report, f1_score
+
 from cblc.cells.singles import read_singles, view_settings
 from cblc.classifier import fit_classifier
 from cblc.core.engine import cores
@@ -22,72 +25,81 @@ from cblc.learn.settings import fit_settings
 from cblc.sources.public import FINE_CLASSES, public_root, read_pbc, split_by_name
 
 
-def read_arguments():
+def parse_arguments():
     "Read the command line"
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument('--recipe', default='home')
     parser.add_argument('--view')
+    parser.add_argument('--epochs', type=int, default=30)
+    parser.add_argument('--size', type=int, default=96)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--threads', type=int, default=cores())
     parser.add_argument('--out')
     parser.add_argument('--quick', action='store_true')
-    for name, default in dict(epochs=30, size=96, seed=0, threads=cores()).items():
-        parser.add_argument(f'--{name}', type=int, default=default)
-    args = parser.parse_args()
-    if args.quick:
-        args.epochs, args.size = 1, 32
-    return args
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.epochs, arguments.size = 1, 32
+    return arguments
 
 
-def read_cells(args, settings):
-    "Crops, labels and parts (train, valid, test) of the ten classes"
-    begun = time.time()
+def read_cells(settings, quick):
+    "Read the pictures of the ten classes as crops; labels and parts of the readable ones"
+    start = time.time()
     cells = read_pbc()[0]
     cells = cells[cells.label.isin(FINE_CLASSES)].reset_index(drop=True)
-    if args.quick:
+    if quick:
         cells = cells.groupby('label').head(20).reset_index(drop=True)
-    view = settings.prediction.view
-    crops, rows, found, skipped = read_singles(
-        cells.path.tolist(), view_settings(view, args.size), cells.center.tolist())
+    view, size = settings.prediction.view, settings.run.size
+    crops, rows, found, unreadable = read_singles(
+        cells.path.tolist(), view_settings(view, size), cells.center.tolist()
+    )
     cells = cells.iloc[rows]
-    parts, labels = cells.image_id.map(split_by_name).to_numpy(), cells.label.to_numpy(str)
-    unseen = int((~found).sum()) if view != 'whole' else 0
-    counts = {part: int((parts == part).sum()) for part in ('train', 'valid', 'test')}
-    print(f'{len(cells)} pictures ({len(skipped)} unreadable, {unseen} without a cell), '
-          f'read in {time.time()-begun:.0f} s:', counts, flush=True)
-    return crops, labels, parts
+    part = cells.image_id.map(split_by_name).to_numpy()
+    without_cell = 0 if view == 'whole' else int((~found).sum())
+    counts = {name: int((part == name).sum()) for name in ('train', 'valid', 'test')}
+    print(f'{len(cells)} pictures ({len(unreadable)} unreadable, {without_cell} without a cell), '
+          f'read in {time.time() - start:.0f} s: {counts}', flush=True)
+    return crops, cells.label.to_numpy(str), part
 
 
-def bootstrap_f1(truth, named, n_draws, seed):
-    "Macro F1 with its 95 % interval over pictures"
-    rng = np.random.default_rng(seed)
-    rows = rng.integers(len(truth), size=(n_draws, len(truth)))
-    draws = [f1_score(truth[i], named[i], average='macro') for i in rows]
-    return f1_score(truth, named, average='macro'), *np.quantile(draws, [.025, .975])
+def interval_of_f1(truth, predicted, seed, draws):
+    "Bootstrap the macro F1 over pictures: its 95 % interval"
+    samples = np.random.default_rng(seed).integers(len(truth), size=(draws, len(truth)))
+    scores = [f1_score(truth[rows], predicted[rows], average='macro') for rows in samples]
+    return np.quantile(scores, [.025, .975])
 
 
 def main():
-    "Train, test and print the table"
-    args = read_arguments()
+    "Train on one part of the laboratory, judge on another"
+    arguments = parse_arguments()
     if public_root() is None:
         raise SystemExit('no public images here; set CBLC_DATA to their folder (data/README.md)')
     settings = fit_settings(
-        args.recipe, view=args.view, size=args.size, epochs=args.epochs, seed=args.seed, pretrained=False,
-        threads=args.threads)
-    crops, labels, parts = read_cells(args, settings)
-    train, valid, test = (parts == part for part in ('train', 'valid', 'test'))
-    begun = time.time()
+        recipe=arguments.recipe, view=arguments.view, size=arguments.size, epochs=arguments.epochs,
+        seed=arguments.seed, pretrained=False, threads=arguments.threads,
+    )
+    crops, label, part = read_cells(settings, arguments.quick)
+
+    def cells_of(name):
+        return crops[part == name], label[part == name].tolist()
+
+    start = time.time()
     classifier = fit_classifier(
-        crops[train], labels[train].tolist(), settings=settings, vocabulary=None,
-        valid=(crops[valid], labels[valid].tolist(), None), out=args.out)
-    trained = time.time() - begun
-    named = classifier.predict(crops[test], progress=False).category.to_numpy(str)
-    print(classification_report(labels[test], named, digits=3))
-    f1, low, high = bootstrap_f1(labels[test], named, 200 if args.quick else 2000, args.seed)
-    print(f'{args.recipe}, {args.epochs} epochs at {args.size} px, seed {args.seed}, '
-          f'{torch.get_num_threads()} CPU threads, trained in {trained:.0f} s: '
+        *cells_of('train'), settings=settings, vocabulary=None, valid=(*cells_of('valid'), None),
+        out=arguments.out,
+    )
+    seconds = time.time() - start
+    truth = label[part == 'test']
+    predicted = classifier.predict(crops[part == 'test'], progress=False).category.to_numpy(str)
+    print(classification_report(truth, predicted, digits=3))
+    f1 = float(f1_score(truth, predicted, average='macro'))
+    low, high = interval_of_f1(truth, predicted, arguments.seed, 200 if arguments.quick else 2000)
+    print(f'{arguments.recipe}, {arguments.epochs} epochs at {arguments.size} px, seed {arguments.seed}, '
+          f'{torch.get_num_threads()} CPU threads, trained in {seconds:.0f} s: '
           f'macro F1 {f1:.3f} [{low:.3f}-{high:.3f}]')
-    figures = {name: round(float(value), 4) for name, value in dict(macro_f1=f1, low=low, high=high).items()}
-    print(json.dumps(figures | dict(n=int(test.sum()))))
+    figures = dict(macro_f1=f1, low=float(low), high=float(high))
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()} | dict(n=len(truth))))
 
 
 if __name__ == '__main__':

@@ -5,134 +5,157 @@
 Both train EfficientNet-B0 (timm) with AdamW on the same random crops, flipped and turned, cross entropy,
 channels-last, on the same threads: once as cblc does it (fastai's loop with its judge, schedule, gradient
 clipping, curve, best weights and checkpoint), once as the shortest loop that a person would write, with the
-same number of validation passes. They take turns, and the medians over the rounds are compared. The ratio
-is cblc's crops a second over the bare loop's: 0.9 or more is wanted.
+same number of validation passes. They take turns, and the medians over the rounds are compared. The ratio is
+cblc's crops a second over the bare loop's: 0.9 or more is wanted.
 """
 import argparse
 import json
 import statistics
 import tempfile
 import time
+
 import numpy as np
 import timm
 import torch
+
 from cblc.learn.losses import LeafLoss
 from cblc.learn.network import CellNet, blank_head
 from cblc.learn.settings import fit_settings
 from cblc.learn.stages import StageCells
 from cblc.learn.training import fit_device, fit_stage
 
-CHANNELS_LAST = torch.channels_last
+N_CLASSES = 5
+MEAN, SPREAD = 200, 40  # of the colors, as the networks take them
 
 
-def bare_net(device):
-    "EfficientNet-B0 from random weights"
-    return timm.create_model('efficientnet_b0', num_classes=5).to(device, memory_format=CHANNELS_LAST)
+def bare_network(device):
+    "Make the network that both train"
+    net = timm.create_model('efficientnet_b0', num_classes=N_CLASSES)
+    return net.to(device, memory_format=torch.channels_last)
 
 
-def as_batch(crops, device):
-    "Crops as a normalized batch"
+def to_batch(crops, device):
+    "Bring crops to the device as the bare loop's network takes them"
     batch = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2).float()
-    return ((batch - 200)/40).contiguous(memory_format=CHANNELS_LAST)
+    return ((batch - MEAN)/SPREAD).contiguous(memory_format=torch.channels_last)
 
 
-def flipped(batch, rng):
-    "A batch flipped or transposed as a whole"
-    if rng.random() < .5:
-        batch = batch.flip(3)
-    if rng.random() < .5:
-        batch = batch.transpose(2, 3).contiguous(memory_format=CHANNELS_LAST)
-    return batch
+def bare_epoch(net, optimizer, loss, crops, classes, rng, arguments):
+    "Train for one epoch, with random flips and turns"
+    net.train()
+    for rows in np.array_split(rng.permutation(len(crops)), len(crops)//arguments.batch):
+        batch = to_batch(crops[rows], arguments.device)
+        if rng.random() < .5:
+            batch = batch.flip(3)
+        if rng.random() < .5:
+            batch = batch.transpose(2, 3).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.bf16):
+            value = loss(net(batch).float(), classes[rows])
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
-def bare_seconds(args, crops, labels):
-    "Train a network with the shortest loop that does the same work"
+def bare_validation(net, crops, arguments):
+    "Classify the validation crops"
+    net.eval()
+    parts = np.array_split(np.arange(len(crops)), -(-len(crops)//arguments.batch))
+    with torch.no_grad(), torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.bf16):
+        return torch.cat([net(to_batch(crops[rows], arguments.device)).argmax(1) for rows in parts]).cpu()
+
+
+def bare_seconds(arguments, crops, labels):
+    "Time the shortest loop that does the work"
     torch.manual_seed(0)
-    net, cross_entropy = bare_net(args.device), torch.nn.CrossEntropyLoss()
+    net = bare_network(arguments.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, foreach=True)
-    truth, rng, n_valid = torch.from_numpy(labels).to(args.device), np.random.default_rng(0), len(crops)//8
-    mixed = torch.autocast(args.device, torch.bfloat16, enabled=args.bf16)
-    begun = time.perf_counter()
-    for _ in range(args.epochs):
-        net.train()
-        for rows in np.array_split(rng.permutation(len(crops)), len(crops)//args.batch):
-            batch = flipped(as_batch(crops[rows], args.device), rng)
-            with mixed:
-                loss = cross_entropy(net(batch).float(), truth[rows])
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 5.)
-            optimizer.step()
-            optimizer.zero_grad()
-        net.eval()
-        with torch.no_grad(), mixed:
-            parts = np.array_split(np.arange(n_valid), -(-n_valid//args.batch))
-            named = [net(as_batch(crops[rows], args.device)).argmax(1) for rows in parts]
-    torch.cat(named).cpu()
-    return time.perf_counter() - begun
+    loss, rng = torch.nn.CrossEntropyLoss(), np.random.default_rng(0)
+    classes = torch.from_numpy(labels).to(arguments.device)
+    start = time.perf_counter()
+    for _ in range(arguments.epochs):
+        bare_epoch(net, optimizer, loss, crops, classes, rng, arguments)
+        bare_validation(net, crops[:len(crops)//8], arguments)
+    return time.perf_counter() - start
 
 
-def cblc_seconds(args, crops, labels):
-    "Train the same network with `fit_stage`"
+def cblc_seconds(arguments, crops, labels):
+    "Time the same training by `fit_stage`"
     torch.manual_seed(0)
     settings = fit_settings(
-        'plain', size=args.size, batch=args.batch, epochs=args.epochs, device=args.device, pretrained=False,
-        precision='bf16' if args.bf16 else 'f32')
-    net = blank_head(CellNet(bare_net(args.device), [200]*3, [40]*3, np.ones(5)))
-    train = StageCells(crops, np.eye(5, dtype=bool)[labels], None)
-    valid = train.take(np.arange(len(crops)//8))
+        recipe='plain', size=arguments.size, batch=arguments.batch, epochs=arguments.epochs,
+        device=arguments.device, pretrained=False, precision='bf16' if arguments.bf16 else 'f32',
+    )
+    body = bare_network(arguments.device)
+    net = blank_head(CellNet(body, [MEAN]*3, [SPREAD]*3, np.ones(N_CLASSES)))
+    allowed, n_valid = np.eye(N_CLASSES, dtype=bool)[labels], len(crops)//8
+    train = StageCells(crops, allowed, None)
+    valid = StageCells(crops[:n_valid], allowed[:n_valid], None)
+    loss = LeafLoss(np.ones(N_CLASSES)/N_CLASSES)
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
-        fit_stage(net, train, valid, settings, LeafLoss(np.ones(5)/5), folder=folder)
-        return time.perf_counter() - begun
+        start = time.perf_counter()
+        fit_stage(net, train, valid, settings, loss, folder=folder)
+        return time.perf_counter() - start
 
 
-def race(args, crops, labels):
-    "Let both train in turns: crops a second of each round"
-    loops, speeds = dict(bare=bare_seconds, cblc=cblc_seconds), dict(bare=[], cblc=[])
-    once = argparse.Namespace(**vars(args) | dict(epochs=1))
-    for loop in loops.values():
-        loop(once, crops[:2*args.batch], labels[:2*args.batch])
-    for number in range(1, args.rounds + 1):
-        for name in (sorted(loops) if number % 2 else sorted(loops, reverse=True)):
-            speeds[name].append(args.cells*args.epochs/loops[name](args, crops, labels))
-        last = {name: values[-1] for name, values in speeds.items()}
-        print(f'round {number}: bare {last["bare"]:.0f}, cblc {last["cblc"]:.0f} crops/s', flush=True)
-    return speeds
+PEERS = dict(bare=bare_seconds, cblc=cblc_seconds)
 
 
-def read_arguments():
+def parse_arguments():
     "Read the command line"
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in dict(size=64, batch=32, cells=1280, epochs=2, rounds=5, threads=None).items():
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    for name, default in dict(size=64, batch=32, cells=1280, epochs=2, rounds=5).items():
         parser.add_argument(f'--{name}', type=int, default=default)
+    parser.add_argument('--threads', type=int)
     parser.add_argument('--device', default='auto')
     parser.add_argument('--quick', action='store_true')
-    args = parser.parse_args()
-    args.device, args.bf16 = fit_device(args.device)
-    if args.quick:
-        args.cells, args.epochs, args.rounds = 128, 1, 1
-    return args
+    arguments = parser.parse_args()
+    arguments.device, arguments.bf16 = fit_device(arguments.device)
+    if arguments.quick:
+        arguments.cells, arguments.epochs, arguments.rounds = 128, 1, 1
+    return arguments
+
+
+def measure(arguments, crops, labels):
+    "Let both take turns; crops a second of every round"
+    short = argparse.Namespace(**vars(arguments) | dict(epochs=1))
+    n_warm = 2*arguments.batch
+    for seconds in PEERS.values():
+        seconds(short, crops[:n_warm], labels[:n_warm])
+    speed = {name: [] for name in PEERS}
+    for number in range(arguments.rounds):
+        order = list(PEERS)[::1 if number % 2 else -1]
+        for name in order:
+            seconds = PEERS[name](arguments, crops, labels)
+            speed[name].append(arguments.cells*arguments.epochs/seconds)
+        latest = ', '.join(f'{name} {values[-1]:.0f}' for name, values in speed.items())
+        print(f'round {number + 1}: {latest} crops/s', flush=True)
+    return speed
 
 
 def main():
-    "Compare the two loops and print the table"
-    args = read_arguments()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    "Measure, and print the ratio"
+    arguments = parse_arguments()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     rng = np.random.default_rng(0)
-    crops = rng.integers(256, size=(args.cells, args.size, args.size, 3), dtype=np.uint8)
-    labels = rng.integers(5, size=args.cells)
-    where = f'{torch.get_num_threads()} threads' if args.device == 'cpu' else torch.cuda.get_device_name()
-    print(f'{args.cells} crops of {args.size} px, batch {args.batch}, {args.epochs} epochs, '
-          f'{args.rounds} rounds, {where}, {"bf16" if args.bf16 else "f32"}')
-    speeds = race(args, crops, labels)
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    ratios = [cblc/bare for bare, cblc in zip(speeds['bare'], speeds['cblc'])]
+    shape = arguments.cells, arguments.size, arguments.size, 3
+    crops = rng.integers(256, size=shape, dtype=np.uint8)
+    labels = rng.integers(N_CLASSES, size=arguments.cells)
+    is_cpu = arguments.device == 'cpu'
+    where = f'{torch.get_num_threads()} threads' if is_cpu else torch.cuda.get_device_name()
+    print(f'{arguments.cells} crops of {arguments.size} px, batch {arguments.batch}, '
+          f'{arguments.epochs} epochs, {arguments.rounds} rounds, {where}, '
+          f'{"bf16" if arguments.bf16 else "f32"}')
+    speed = measure(arguments, crops, labels)
+    median = {name: statistics.median(values) for name, values in speed.items()}
+    ratios = [ours/bare for bare, ours in zip(speed['bare'], speed['cblc'])]
     print(json.dumps(dict(
-        ratio=round(medians['cblc']/medians['bare'], 3), ratio_min=round(min(ratios), 3),
-        ratio_max=round(max(ratios), 3), bare_crops_per_s=round(medians['bare'], 1),
-        cblc_crops_per_s=round(medians['cblc'], 1), rounds=args.rounds, device=where)))
+        ratio=round(median['cblc']/median['bare'], 3), ratio_min=round(min(ratios), 3),
+        ratio_max=round(max(ratios), 3), bare_crops_per_s=round(median['bare'], 1),
+        cblc_crops_per_s=round(median['cblc'], 1), rounds=arguments.rounds, device=where,
+    )))
 
 
 if __name__ == '__main__':

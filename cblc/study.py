@@ -11,6 +11,7 @@ __all__ = ['SMEARS', 'SPLITS', 'OPTIMISTIC', 'METHOD_COLORS', 'StudySettings', '
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 import numpy as np
 import pandas as pd
 import cblc
@@ -18,9 +19,11 @@ from .cells.crops import STANDARD, CropSettings
 from .core.bundle import read_bundle, shipped
 from .core.contours import read_cells, write_cells
 from .core.errors import DISCLAIMER, InputError
-from .core.measures import axes_for
-from .core.run import MANIFEST, Run, fingerprint, write_json, write_manifest
+from .core.measures import axes_for, label_text
+from .core.run import (
+    MANIFEST, Run, fingerprint, hide_folders, read_csv, safe_name, write_csv, write_json, write_manifest)
 from .data import Cohort, Vocabulary, read_cohort, split_patients
+from .hospital.report import METHOD_NAMES
 from .learn.study_cells import StudyCells, cut_cells
 from .matching import match_cells
 from .patient import mark_counted, settle_artefacts
@@ -261,7 +264,7 @@ class _Study:
         "Write the segmenter's cells in the main centers"
         found, problems = find_cells(self.cohort, centers_with(self.cohort, 'main'), self.segmenter)
         write_cells(found, self.path('found.parquet'))
-        write_json(self.path('problems.json'), problems)
+        write_json(self.path('problems.json'), [hide_folders(line, self.root) for line in problems])
 
     def train(self):
         "Write the bundle, and the cells of the patients outside training"
@@ -294,41 +297,68 @@ def _judge_outside(study):
 # %% ../nbs/06_study.ipynb #n018
 def _report(study, failed):
     "Write the study's table and page"
+    from cblc.external import PAGE
     from cblc.hospital.summary import read_centers, study_table
     from cblc.pages.study import study_report
     folder, external = study.path('external'), centers_with(study.cohort, 'external')
     done = [center for center in ['internal', *external]
-            if (folder / center / MANIFEST).is_file() and center not in failed]
-    study_table(folder, done).to_csv(study.path('study_table.csv'), index=False)
-    cells = [read_cells(folder / center / 'cells.parquet').assign(center=center) for center in done]
+            if (folder / safe_name(center) / MANIFEST).is_file() and center not in failed]
+    write_csv(study_table(folder, done), study.path('study_table.csv'))
+    folders = {center: folder / safe_name(center) for center in done}
+    cells = [read_cells(path / 'cells.parquet').assign(center=center) for center, path in folders.items()]
     patients = [
-        pd.read_csv(folder / center / 'patients.csv', dtype={'patient_id': str}).assign(center=center)
-        for center in done]
+        read_csv(path / 'patients.csv', dtype={'patient_id': str}).assign(center=center)
+        for center, path in folders.items()]
     bundle = read_bundle(study.path('bundle'))
     problems = json.loads(study.path('problems.json').read_text())
     return study_report(
         read_centers(folder, done), pd.concat(patients, ignore_index=True),
         pd.concat(cells, ignore_index=True), bundle.meta, bundle.id, study.path('report.html'),
         f'Study of {study.cohort.name}',
-        {center: f'external/{center}/05_external.html' for center in external if center in done},
+        {center: f'external/{quote(safe_name(center))}/{PAGE}' for center in external if center in done},
         [*problems, *(f'{center}: failed, {line}' for center, line in failed.items())],
         vocabulary=study.cohort.vocabulary)
 
 
 def _cohort_fingerprint(cohort):
-    "Hash the pictures, patients, contours, codes and vocabulary of a cohort"
-    contours = [polygon.wkb for polygon in cohort.cells.polygon]
-    return fingerprint(*map(Path, cohort.images.path), cohort.patients.to_csv(), contours,
-                       list(cohort.cells.code), cohort.vocabulary.to_rows())
+    "Hash a cohort: pictures, tables, roles, pixel sizes, vocabulary, and which contour is where"
+    drawn = [name for name in ('polygon', 'nucleus') if name in cohort.cells]
+    contours = [[outline and outline.wkb for outline in cohort.cells[name]] for name in drawn]
+    tables = cohort.patients, cohort.images.drop(columns='path'), cohort.cells.drop(columns=drawn)
+    scales = sorted((center, scale or 0) for center, scale in cohort.um_per_px.items())
+    about = cohort.name, list(cohort.centers.items()), scales, cohort.vocabulary.to_rows()
+    texts = [table.to_csv(index=False) for table in tables]
+    return fingerprint(cblc.__version__, *map(Path, cohort.images.path), *texts, contours, *about)
 
 
 def _log_faults(run, root):
     "Write every fault of a cohort into check.csv, and log the first"
     faults = check_cohort(root)
-    faults.to_csv(run.folder / 'check.csv', index=False)
+    write_csv(faults, run.folder / 'check.csv')
     if len(faults):
         first = faults.iloc[0]
         run.log(f'check: {len(faults)} faults, listed in check.csv; first: {first.file}: {first.problem}')
+
+
+def _refuse_internal(cohort):
+    "Refuse a center whose results would lie where those of the study's own validation do"
+    if 'internal' in map(safe_name, cohort.centers):
+        problem = "a center is called 'internal', as the study's own validation is"
+        raise InputError(problem, 'give it another name', f'cohort {cohort.name}')
+
+
+def _steps(study):
+    "Find cells, train, and judge on the internal patients, each step once for the same inputs"
+    run, settings = study.run, study.settings
+    segmenter = read_bundle(study.segmenter or shipped('segmenter'), 'segmenter')
+    data = fingerprint(_cohort_fingerprint(study.cohort), sorted(segmenter.hashes.items()))
+    run.step('find cells', data, study.find, ['found.parquet', 'problems.json'])
+    made, scratch = ['bundle', 'held_out.parquet'], ['training', 'training_plain']
+    (made if settings.baseline_plain else scratch).append('plain')
+    learned = fingerprint(data, settings, study.trained_on, study.path('found.parquet'))
+    run.step('train', learned, study.train, made, scratch)
+    judged = fingerprint(learned, study.path('bundle', 'bundle.json'), study.path('held_out.parquet'))
+    run.step('validate inside', judged, study.judge_inside, ['external/internal'])
 
 
 def run_study(
@@ -342,16 +372,11 @@ def run_study(
     "Study a cohort: segment, match, train, validate inside and outside, report"
     run, cohort = Run(out, say), read_cohort(root)
     _log_faults(run, root)
+    _refuse_internal(cohort)
     split = split_main(cohort, settings)
-    split.rename('split').rename_axis('patient_id').to_csv(run.folder / 'split.csv')
+    write_csv(split.rename('split').rename_axis('patient_id').reset_index(), run.folder / 'split.csv')
     study = _Study(run, Path(root), cohort, split, settings, segmenter, trained_on)
-    segmented_by = sorted(read_bundle(segmenter or shipped('segmenter'), 'segmenter').hashes.items())
-    data = fingerprint(_cohort_fingerprint(cohort), segmented_by)
-    run.step('find cells', data, study.find, ['found.parquet', 'problems.json'])
-    made = ['bundle/bundle.json', 'held_out.parquet'] + ['plain/bundle.json'] * settings.baseline_plain
-    run.step('train', fingerprint(data, settings), study.train, made)
-    judged = fingerprint(data, settings, run.folder / 'bundle' / 'bundle.json')
-    run.step('validate inside', judged, study.judge_inside, ['external/internal/center.json'])
+    _steps(study)
     return _report(study, _judge_outside(study))
 
 # %% ../nbs/06_study.ipynb #c014
@@ -368,7 +393,7 @@ def show_table(
     say=print,  # takes each line
 ):
     "Print a study's figures over cells and over patients, every method beside the model"
-    rows = pd.read_csv(path).to_dict('records')
+    rows = read_csv(path).to_dict('records')
     names = f'{"center":12} {"method":20}'
     say(f'{names} {"weighted F1":>22} {"sensitivity":>22} {"specificity":>22} {"cells":>6} {"patients":>8}')
     for row in rows:
@@ -398,7 +423,7 @@ def run_demo(
     run = Run(out, say)
     root, settings = run.folder / 'cohort', settings or StudySettings(seed=seed)
     run.step('draw the synthetic cohort', fingerprint(cohort, seed, cblc.__version__),
-             lambda: make_cohort(root, seed=seed, **cohort), ['cohort/cohort.toml'])
+             lambda: make_cohort(root, seed=seed, **cohort), ['cohort'])
     trained_on = 'the synthetic cohort of `cblc demo`, Centers 1-3: drawn cells, no patient'
     page = run_study(root, run.folder, settings, trained_on=trained_on, say=say)
     show_table(run.folder / 'study_table.csv', say)
@@ -428,9 +453,9 @@ def plot_methods(
         own = rows[rows.method == method]
         x = [centers.index(center) + .7 * (number + .5) / len(shown) - .35 for center in own.center]
         ax.vlines(x, own[f'{key}_low'], own[f'{key}_high'], color=METHOD_COLORS[method], lw=1.4)
-        ax.plot(x, own[key], 'o', ms=5, color=METHOD_COLORS[method], label=method)
+        ax.plot(x, own[key], 'o', ms=5, color=METHOD_COLORS[method], label=METHOD_NAMES[method])
     totals = rows.groupby('center')[count].max()
-    labels = [f'{center}\nn={totals[center]:.0f}' for center in centers]
+    labels = [f'{label_text(center)}\nn={totals[center]:.0f}' for center in centers]
     ax.set(xticks=range(len(centers)), xticklabels=labels, ylabel=key.replace('_', ' '))
     ax.legend(frameon=False, fontsize=7, loc='upper left', bbox_to_anchor=(1, 1))
     return ax

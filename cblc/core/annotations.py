@@ -51,8 +51,13 @@ def write_annotations(
 
 # %% ../../nbs/core/12_annotations.ipynb #c090
 _XML_KINDS = {'<annotations>': 'CVAT XML', '<bndbox>': 'Pascal VOC XML', '<annotation>': 'LabelMe or VOC XML'}
-_YOLO_ROW = re.compile(r'^\s*\d+(\s+[-+.\deE]+){4,}\s*$')
+_YOLO_ROW = re.compile(r'^\s*\d+(\.0*)?(\s+[-+.\deE]+){4,}\s*$', re.MULTILINE)
+_GEOJSON_TYPES = ('FeatureCollection', 'Feature', 'Polygon', 'MultiPolygon', 'GeometryCollection')
 _MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp')
+
+def _is_feature(entry):
+    "Tell whether an entry of a list is an object of QuPath"
+    return isinstance(entry, dict) and entry.get('type') == 'Feature'
 
 def _json_format(file):
     "Tell which of three formats a JSON file is"
@@ -62,11 +67,21 @@ def _json_format(file):
             return 'labelme'
         if 'images' in doc:
             return 'coco'
-        if doc.get('type') in ('FeatureCollection', 'Feature'):
+        if doc.get('type') in _GEOJSON_TYPES:
             return 'geojson'
-    if isinstance(doc, list) and doc and doc[0].get('type') == 'Feature':
+    if isinstance(doc, list) and (not doc or any(_is_feature(entry) for entry in doc)):
         return 'geojson'
     raise InputError('JSON that is neither LabelMe, COCO nor GeoJSON', 'convert it to one of them', file)
+
+def _first_known(files):
+    "Tell the format of the first JSON file that has one; InputError of the first file where none has"
+    errors = []
+    for file in files:
+        try:
+            return _json_format(file)
+        except InputError as error:
+            errors.append(error)
+    raise errors[0]
 
 def _refuse_xml(file):
     "Say which XML this is and what to export instead"
@@ -82,19 +97,20 @@ def sniff_format(
     if not path.exists():
         raise InputError('no such file or folder', 'correct the path', path)
     files = sorted(file for file in path.rglob('*') if file.is_file()) if path.is_dir() else [path]
-    first = {}
+    by_suffix = {}
     for file in files:
-        first.setdefault(file.suffix.lower(), file)
-    if '.geojson' in first:
+        unpacked = file.with_suffix('') if file.suffix.lower() == '.gz' else file
+        by_suffix.setdefault(unpacked.suffix.lower(), []).append(file)
+    if '.geojson' in by_suffix:
         return 'geojson'
-    if '.json' in first:
-        return _json_format(first['.json'])
-    if '.xml' in first:
-        _refuse_xml(first['.xml'])
+    if '.json' in by_suffix:
+        return _first_known(by_suffix['.json'])
+    if '.xml' in by_suffix:
+        _refuse_xml(by_suffix['.xml'][0])
     texts = [file for file in files if file.suffix.lower() == '.txt']
-    if any(_YOLO_ROW.match(read_text(file).split('\n')[0]) for file in texts):
+    if any(_YOLO_ROW.search(read_text(file)) for file in texts):
         return 'yolo'
-    if not texts and any(suffix in first for suffix in _MASK_SUFFIXES):
+    if not texts and any(suffix in by_suffix for suffix in _MASK_SUFFIXES):
         return 'masks'
     problem = f'no annotations that are known ({", ".join(FORMATS)})'
     raise InputError(problem, 'give the file or folder that holds them', path)

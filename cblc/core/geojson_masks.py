@@ -9,89 +9,217 @@ __all__ = ['MOST_LABELS', 'geojson_outlines', 'read_geojson', 'write_geojson', '
 import json
 import re
 import uuid
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
+import shapely
 from PIL import Image
 from shapely.geometry import mapping
-from .coco_yolo import mask_parts
+from .rle import mask_parts
+from .run import safe_name
 from .contours import polygon_to_mask
 from .errors import DISCLAIMER, InputError
+from .run import safe_name, write_csv, write_whole
 from .images import IMAGE_SUFFIXES
 from cblc.core.outlines import (
     UNLABELLED, Outline, annotation_files, cell_label, cells_by_image, image_sizes, image_table, label_code,
-    outlines_to_cells, read_json,
+    outlines_to_cells, read_files, read_json, read_ring,
 )
+from .pictures import match_pictures
 
 # %% ../../nbs/core/11_geojson_masks.ipynb #c035
+def _geojson_ring(ring):
+    "Read a ring of positions, of which x and y count"
+    if not isinstance(ring, list) or not all(isinstance(point, list) and len(point) > 1 for point in ring):
+        raise InputError('coordinates that are no rings of points', 'export it from QuPath again')
+    return read_ring([point[:2] for point in ring])
+
 def _geojson_parts(geometry):
-    "Read the pieces of a GeoJSON geometry; None where its type encloses nothing"
-    geometry = geometry or {}
-    coordinates = geometry.get('coordinates') or []
-    if geometry.get('type') == 'Polygon':
-        polygons = [coordinates]
-    elif geometry.get('type') == 'MultiPolygon':
-        polygons = coordinates
-    else:
-        return None
-    return [[np.asarray(ring, float)[:, :2] for ring in polygon] for polygon in polygons]
+    "Read the pieces of a GeoJSON geometry; InputError where it encloses nothing"
+    if not isinstance(geometry, dict):
+        raise InputError('no geometry', 'draw the cell as a polygon')
+    kind, polygons = geometry.get('type'), geometry.get('coordinates')
+    if kind == 'GeometryCollection':
+        members = geometry.get('geometries')
+        return [part for member in members or [] for part in _geojson_parts(member)]
+    if kind not in ('Polygon', 'MultiPolygon'):
+        raise InputError(f'a {kind} encloses no area', 'draw the cell as a polygon')
+    polygons = [polygons] if kind == 'Polygon' else polygons
+    if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
+        raise InputError('coordinates that are no rings of points', 'export it from QuPath again')
+    return [[_geojson_ring(ring) for ring in polygon] for polygon in polygons if polygon]
+
+def _class_of(properties):
+    "Read the class of a QuPath object: the first of its names; None where it has none"
+    found = properties.get('classification')
+    names = (found.get('names') or found.get('name')) if isinstance(found, dict) else found
+    names = names.split(': ') if isinstance(names, str) else names
+    return label_code(names[0]) if isinstance(names, list) and names else None
+
+# %% ../../nbs/core/11_geojson_masks.ipynb #gj4
+_OLD_TYPES = {'PathAnnotationObject': 'annotation', 'PathDetectionObject': 'detection',
+              'PathCellObject': 'cell', 'PathTileObject': 'tile', 'TMACoreObject': 'tma_core',
+              'PathRootObject': 'root'}
+_REGION = ('a region of interest, not a cell', 'export the cells without it; it is not counted')
+
+def _is_drawn(outline):
+    "Tell whether a sound outline was drawn by a person (or by a program that does not say), not detected"
+    return outline.flaw is None and outline.qupath['objectType'] in (None, 'annotation')
+
+def _count_inside(outline, boxes):
+    "Count the objects whose middle an outline holds and that have less than a quarter of its box's area"
+    x0, y0, x1, y1 = outline.polygon.bounds
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    small = boxes[areas < (x1 - x0) * (y1 - y0) / 4]
+    x, y = (small[:, 0] + small[:, 2]) / 2, (small[:, 1] + small[:, 3]) / 2
+    near = (x > x0) & (x < x1) & (y > y0) & (y < y1)
+    return int(shapely.contains_xy(outline.polygon, x[near], y[near]).sum())
+
+def _name_regions(outlines):
+    "Give the outlines of a file that are regions their problem; those that we wrote ourselves are cells"
+    sound = [outline for outline in outlines if outline.flaw is None]
+    boxes = np.array([outline.polygon.bounds for outline in sound]).reshape(-1, 4)
+    has_detections = any(outline.qupath['objectType'] in ('detection', 'cell') for outline in sound)
+    named = []
+    for outline in outlines:
+        if outline.flaw is None and outline.cell_id is None and _is_drawn(outline):
+            n_inside = _count_inside(outline, boxes)
+            if outline.code is None:
+                is_region = has_detections or n_inside > 0
+            else:
+                is_region = n_inside > 1 or outline.code.endswith('*')
+            if is_region:
+                outline = replace(outline, problem=_REGION[0], remedy=_REGION[1])
+        named.append(outline)
+    return named
+
+# %% ../../nbs/core/11_geojson_masks.ipynb #gj5
+def _finite(value):
+    "Replace what JSON has no number for by None, in all that an entry holds"
+    if isinstance(value, dict):
+        return {key: _finite(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [_finite(inside) for inside in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+def _kept_of(feature, properties):
+    "Keep what QuPath says of an object: its id, type and properties, its measurements as name -> number"
+    measured = properties.get('measurements')
+    if isinstance(measured, list):                      # as QuPath wrote them until 0.3
+        entries = [entry for entry in measured if isinstance(entry, dict)]
+        measured = {str(entry.get('name')): entry.get('value') for entry in entries}
+    measured = measured if isinstance(measured, dict) else {}
+    numbers = {name: value for name, value in _finite(measured).items() if type(value) in (int, float)}
+    key = feature.get('id') if isinstance(feature.get('id'), str) else None
+    kind = properties.get('objectType', properties.get('object_type', _OLD_TYPES.get(key)))
+    return dict(id=None if key in _OLD_TYPES else key, objectType=kind if isinstance(kind, str) else None,
+                properties=_finite(properties) | ({'measurements': numbers} if numbers else {}))
+
+def _geojson_outline(file, number, feature, image_id):
+    "Read one feature"
+    place = (file, f'feature {number}')
+    if not isinstance(feature, dict):
+        return Outline(*place, image_id, [], problem='not a feature', remedy='export it from QuPath again')
+    properties = feature.get('properties') if isinstance(feature.get('properties'), dict) else {}
+    metadata = properties.get('metadata') if isinstance(properties.get('metadata'), dict) else {}
+    own = {key: metadata[key] for key in ('image_id', 'cell_id') if isinstance(metadata.get(key), str)}
+    kept, parts, nucleus, problem, remedy = _kept_of(feature, properties), [], None, None, None
+    try:
+        parts = _geojson_parts(feature.get('geometry'))
+        nucleus = _geojson_parts(feature['nucleusGeometry']) if feature.get('nucleusGeometry') else None
+    except InputError as error:
+        problem, remedy = error.problem, error.remedy
+    if kept['objectType'] in ('tile', 'tma_core', 'root'):
+        problem, remedy = f'a {kept["objectType"]} of QuPath, not a cell', _REGION[1]
+    return Outline(*place, own.get('image_id', image_id), parts, _class_of(properties), own.get('cell_id'),
+                   nucleus=nucleus, problem=problem, remedy=remedy, qupath=kept)
+
+# %% ../../nbs/core/11_geojson_masks.ipynb #gj7
+_GEOJSON_SUFFIXES = ('.geojson', '.json', '.geojson.gz', '.json.gz')
 
 def _features(file):
-    "Read the features of a GeoJSON file: a collection, a single feature, or QuPath's plain list"
+    "Read the features of a GeoJSON file"
     doc = read_json(file)
     if isinstance(doc, dict):
-        doc = doc.get('features', [doc] if doc.get('type') == 'Feature' else None)
-    if doc is None:
+        kind = doc.get('type')
+        if kind in ('Polygon', 'MultiPolygon', 'GeometryCollection'):
+            return [dict(type='Feature', geometry=doc)]
+        doc = [doc] if kind == 'Feature' else doc.get('features')
+    if not isinstance(doc, list):
         raise InputError('no features, so not GeoJSON', 'export it from QuPath as GeoJSON', file)
     return doc
 
+def _picture_name(file, root):
+    "Name the picture of a GeoJSON file by its path in the folder searched, without the ending"
+    suffix = next(suffix for suffix in sorted(_GEOJSON_SUFFIXES, key=len, reverse=True)
+                  if file.name.lower().endswith(suffix) or suffix == '.json')
+    name = file.name[:-len(suffix)] if file.name.lower().endswith(suffix) else file.stem
+    return '/'.join((*file.parent.relative_to(root).parts, name))
+
 def geojson_outlines(
     path,           # a GeoJSON file, or a folder of them: the file's name is the image id
-    images=None,    # not needed
-):                  # yields an `Outline` for every feature
+    images=None,    # image table or folder: whose ids the pictures are called by, where the names fit
+):                  # yields an `Outline` for every feature, and one for every file that cannot be read
     "List the outlines of QuPath's files"
-    for file in annotation_files(path, '.geojson', '.json'):
-        for number, feature in enumerate(_features(file), 1):
-            properties = feature.get('properties') or {}
-            metadata = properties.get('metadata') or {}
-            name = properties.get('classification')
-            parts = _geojson_parts(feature.get('geometry'))
-            problem = None
-            if parts is None:
-                problem = f'a {(feature.get("geometry") or {}).get("type")} encloses no area'
-            yield Outline(file, f'feature {number}', metadata.get('image_id', file.stem), parts or [],
-                          label_code(name.get('name') if isinstance(name, dict) else name),
-                          metadata.get('cell_id'), nucleus=_geojson_parts(feature.get('nucleusGeometry')),
-                          problem=problem)
+    path = Path(path)
+    contents, faults = read_files(annotation_files(path, *_GEOJSON_SUFFIXES), _features)
+    root = path if path.is_dir() else path.parent
+    names = {file: _picture_name(file, root) for file in contents}
+    ids = match_pictures(list(names.values()), None if images is None else image_table(images))
+    for file, features in contents.items():
+        yield from _name_regions([_geojson_outline(file, number, feature, ids[names[file]])
+                                  for number, feature in enumerate(features, 1)])
+    yield from faults
 
 def read_geojson(
     path,               # a GeoJSON file, or a folder of them: the file's name is the image id
-) -> pd.DataFrame:      # cells table
+    images=None,        # image table or folder: whose ids the pictures are called by, where the names fit
+) -> pd.DataFrame:      # cells table; `qupath` holds id, type and properties of an object of QuPath
     "Read QuPath contours"
-    return outlines_to_cells(geojson_outlines(path))
+    return outlines_to_cells(geojson_outlines(path, images))
 
 # %% ../../nbs/core/11_geojson_masks.ipynb #c036
-def _feature(cell, numeric):
-    "Write one cell as a GeoJSON feature, its `numeric` columns as measurements"
+def _measurements(cell, numeric):
+    "Gather the `numeric` columns of a cell that hold a number"
+    known = [column for column in numeric if pd.notna(cell[column])]
+    return {column: float(cell[column]) for column in known if np.isfinite(cell[column])}
+
+def _properties(cell, kept, metadata, numeric):
+    "Write the properties of a cell, on top of those that QuPath had"
+    before = kept.get('properties', {})
+    kind = 'annotation' if cell.get('nucleus') is None else 'cell'
+    properties = before | dict(objectType=kept.get('objectType') or kind)
+    properties['name'] = before.get('name') or metadata.get('cell_id', '')
+    own = before.get('metadata') if isinstance(before.get('metadata'), dict) else {}
+    properties['metadata'] = own | metadata
+    code = None if cell_label(cell) == UNLABELLED else cell['code']
+    if code != _class_of(before):
+        properties.pop('classification', None)
+        properties |= {} if code is None else dict(classification={'name': code})
+    measured = before.get('measurements') if isinstance(before.get('measurements'), dict) else {}
+    measured = measured | _measurements(cell, numeric)
+    return properties | ({'measurements': measured} if measured else {})
+
+def _feature(cell, numeric, used):
+    "Write one cell as a GeoJSON feature with an id that is not `used` in its file"
     metadata = {key: str(cell[key]) for key in ('cell_id', 'image_id') if isinstance(cell.get(key), str)}
-    nucleus = cell.get('nucleus')
-    kind = 'annotation' if nucleus is None else 'cell'
-    properties = dict(objectType=kind, name=metadata.get('cell_id', ''), metadata=metadata)
-    if cell_label(cell) != UNLABELLED:
-        properties['classification'] = {'name': cell['code']}
-    measurements = {column: float(cell[column]) for column in numeric if pd.notna(cell[column])}
-    if measurements:
-        properties['measurements'] = measurements
-    key = str(uuid.uuid5(uuid.NAMESPACE_OID, '/'.join(metadata.values())))
+    kept, nucleus = cell.get('qupath'), cell.get('nucleus')
+    kept = kept if isinstance(kept, dict) else {}
+    own_key = str(uuid.uuid5(uuid.NAMESPACE_OID, '/'.join(metadata.values())))
+    key = kept.get('id')
+    key = own_key if key is None or key in used else key
+    used.add(key)
+    properties = _properties(cell, kept, metadata, numeric)
     feature = dict(type='Feature', id=key, geometry=mapping(cell['polygon']), properties=properties)
     return feature if nucleus is None else feature | dict(nucleusGeometry=mapping(nucleus))
 
 def _write_features(cells, numeric, file):
     "Write cells as one GeoJSON file"
-    features = [_feature(cell, numeric) for cell in cells]
+    used = set()
+    features = [_feature(cell, numeric, used) for cell in cells]
     doc = dict(type='FeatureCollection', description=DISCLAIMER, features=features)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(doc, ensure_ascii=False), encoding='utf-8')
+    write_whole(file, json.dumps(doc, ensure_ascii=False))
 
 def write_geojson(
     cells: pd.DataFrame,    # image_id, polygon, optional code, nucleus, cell_id; numbers become measurements
@@ -106,7 +234,7 @@ def write_geojson(
         return out
     out.mkdir(parents=True, exist_ok=True)
     for image_id, _, rows in cells_by_image(cells, images):
-        _write_features(rows, numeric, out/f'{image_id}.geojson')
+        _write_features(rows, numeric, out/f'{safe_name(image_id)}.geojson')
     return out
 
 # %% ../../nbs/core/11_geojson_masks.ipynb #c039
@@ -186,7 +314,7 @@ def write_masks(
             labels[polygon_to_mask(cell['polygon'], (height, width))] = label
             code = cell_label(cell)
             listed.append((image_id, label, cell.get('cell_id'), '' if code == UNLABELLED else code))
-        Image.fromarray(labels).save(out/f'{image_id}.png')
+        Image.fromarray(labels).save(out/f'{safe_name(image_id)}.png')
     table = pd.DataFrame(listed, columns=['image_id', 'label', 'cell_id', 'code'])
-    table.to_csv(out/'labels.csv', index=False)
+    write_csv(table, out/'labels.csv')
     return out

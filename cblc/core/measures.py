@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['N_BINS', 'METRICS', 'exact_interval', 'wilson_interval', 'auc', 'auc_interval', 'delong', 'auc_delong', 'compare_auc',
            'confusion_rates', 'balanced_accuracy', 'youden_threshold', 'expected_calibration_error', 'axes_for',
-           'plot_calibration', 'cell_scores', 'plot_confusion', 'correlations']
+           'label_text', 'plot_calibration', 'cell_scores', 'plot_confusion', 'correlations']
 
 # %% ../../nbs/core/07_measures.ipynb #c003
 import numpy as np
@@ -234,6 +234,12 @@ def axes_for(
         _, ax = plt.subplots(figsize=figsize, constrained_layout=True)
     ax.spines[['top', 'right']].set_visible(False)
     return ax
+
+def label_text(
+    name,       # of a center, category, patient or picture, as it was given
+) -> str:       # for a label of a figure
+    "Write a name so that matplotlib draws it as it is, dollar signs too"
+    return ' '.join(str(name).split()).replace('$', r'\$')
 
 def plot_calibration(
     truth,           # n, 0 or 1

@@ -32,6 +32,9 @@ def figure_uri(
 ) -> str:            # for the `src` of an <img>
     "Put a figure into a page as a base64 PNG"
     import matplotlib.pyplot as plt
+    from matplotlib.text import Text
+    for text in figure.findobj(Text):  # a name with dollar signs is no formula
+        text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=dpi, metadata={'Software': None})
     plt.close(figure)

@@ -125,7 +125,8 @@ _NO_GROUPS = {'patient_id', 'center', 'diagnosis', 'band', 'call', 'expert_blast
 def _groupings(data, table):
     "Find the columns by which patients can be grouped: name -> the group of each patient"
     def in_few_words(values):
-        return not pd.api.types.is_numeric_dtype(values) and 1 < values.nunique() <= 8
+        is_number = pd.to_numeric(values.dropna(), errors='coerce').notna().all()
+        return not is_number and 1 < values.nunique() <= 8
 
     names = [name for name in data.patients if name not in _NO_GROUPS and in_few_words(data.patients[name])]
     if 'diagnosis' in table:
@@ -199,7 +200,7 @@ def _warnings(data, table, quality, typed):
         warnings.append(f'the pictures are {far}, most in {names}')
     return [*warnings, *data.frozen.not_frozen, *_fragile_patients(table)]
 
-# %% ../../nbs/hospital/03_judge.ipynb #n004
+# %% ../../nbs/hospital/03_judge.ipynb #n005
 @dataclass(frozen=True)
 class CenterResult:
     "Everything that is said of a center, as it stands in `center.json`"
@@ -268,7 +269,7 @@ def _judge_patients(data, table):
         confusion=confusion(known.diagnosis, known.call).to_dict('index'),
         auc=auc_delong(is_aml[has_p], known.p_AML[has_p]))
 
-# %% ../../nbs/hospital/03_judge.ipynb #n006
+# %% ../../nbs/hospital/03_judge.ipynb #n007
 def _counts(data):
     "Count what was given, and by name"
     n = dict(n_patients=len(data.patients), n_images=len(data.images), n_expert=len(data.expert),

@@ -40,7 +40,7 @@ def percent_text(
     "Say a share in percent"
     return '-' if np.isnan(share) else f'{100*share:.1f}'
 
-# %% ../../nbs/hospital/05_report.ipynb #n010
+# %% ../../nbs/hospital/05_report.ipynb #n011
 def flow_table(
     result: CenterResult,  # of a center
 ) -> pd.DataFrame:         # a row a step: n, note
@@ -56,7 +56,7 @@ def diagnosis_table(
                         CBLC=('n_cblc', 'sum'))
     return counts.rename_axis(None)
 
-# %% ../../nbs/hospital/05_report.ipynb #n014
+# %% ../../nbs/hospital/05_report.ipynb #n015
 FAR = 3    # steps from the main cohort's median, beyond which a measure is another world
 
 def quality_text(
@@ -86,7 +86,7 @@ def plot_quality(
     ax.set_title('below: this center (main cohort), medians', fontsize=8)
     return ax
 
-# %% ../../nbs/hospital/05_report.ipynb #n018
+# %% ../../nbs/hospital/05_report.ipynb #n019
 _CONTOUR_FIGURES = ('n_expert', 'n_predicted', 'n_matched', 'precision', 'recall', 'f1', 'pq', 'sq', 'ap50',
                     'ap', 'splits', 'merges')
 METHOD_NAMES = dict(
@@ -124,7 +124,7 @@ def cell_table(
         columns[METHOD_NAMES.get(method, method)] = texts | counts
     return pd.DataFrame(columns)
 
-# %% ../../nbs/hospital/05_report.ipynb #n022
+# %% ../../nbs/hospital/05_report.ipynb #n023
 def judged_patients(
     patients: pd.DataFrame,  # patient table
 ) -> pd.DataFrame:           # with `diagnosis`
@@ -182,7 +182,7 @@ def agreement_table(
     texts = {title: figure_text(vars(figures), name, 2) for title, name in names.items()}
     return pd.DataFrame({'WHO blasts against the file': {**texts, 'patients': figures.n}}).T
 
-# %% ../../nbs/hospital/05_report.ipynb #n025
+# %% ../../nbs/hospital/05_report.ipynb #n026
 _PATIENT_COLUMNS = dict(
     diagnosis='diagnosis', n_images='fields', n_cells='cells', n_cblc='CBLC', cblc_ratio='ratio',
     cblc_low='low', cblc_high='high', band='band', corrected_ratio='corrected', corrected_low='low ',

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import special, stats
-from ..core.run import MANIFEST
+from ..core.run import MANIFEST, safe_name
 from .judge import CenterResult
-from ..core.measures import axes_for
+from ..core.measures import axes_for, label_text
 
 # %% ../../nbs/hospital/04_summary.ipynb #c006
 def read_centers(
@@ -26,9 +26,10 @@ def read_centers(
     "Read the `center.json` of every finished center"
     folder = Path(folder)
     if centers is None:
-        centers = sorted(path.parent.name for path in folder.glob(f'*/{MANIFEST}'))
-    names = map(str, centers)
-    finished = [folder/name/'center.json' for name in names if (folder/name/MANIFEST).is_file()]
+        folders = [path.parent for path in sorted(folder.glob(f'*/{MANIFEST}'))]
+    else:
+        folders = [folder/safe_name(center) for center in centers]
+    finished = [path/'center.json' for path in folders if (path/MANIFEST).is_file()]
     return [CenterResult.from_json(json.loads(path.read_text(encoding='utf-8'))) for path in finished]
 
 def _prefixed(prefix, figures):
@@ -283,7 +284,7 @@ def plot_forest(
         if not np.isnan(bar.value):
             ax.plot(bar.value, -i, bar.marker, color=bar.color, ms=6)
         ax.annotate(bar.text, (1.02, -i), xycoords=('axes fraction', 'data'), va='center', fontsize=8)
-    ax.set(yticks=[-i for i in range(len(bars))], yticklabels=[bar.label for bar in bars], xlabel=figure.name,
+    ax.set(yticks=[-i for i in range(len(bars))], yticklabels=[label_text(bar.label) for bar in bars], xlabel=figure.name,
            ylim=(-len(bars) + .4, .6))
     ax.set_title(title, fontsize=9)
     ax.tick_params(labelsize=8)

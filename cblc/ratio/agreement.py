@@ -23,20 +23,15 @@ def blast_percents(
     "Read blast percentages as people type them"
     raw = pd.Series(values)
     text = raw.astype(object).where(raw.notna(), '').astype(str).str.strip()
-    has_sign = text.str.endswith('%')
     percent = pd.to_numeric(text.str.rstrip('% ').str.replace(',', '.', regex=False), errors='coerce')
     is_given = ~text.str.lower().isin(_NO_ENTRY)
-    is_fraction = (percent > 0) & (percent < 1) & ~has_sign
-    without_sign, problems = percent[is_given & ~has_sign].dropna(), []
-    if is_fraction.any() and len(without_sign) > 1 and without_sign.between(0, 1).all():
-        percent = percent.where(has_sign, 100*percent)
-        n = len(without_sign)
-        problems.append(f'all {n} blast percentages are 1 or less: read as fractions, times 100')
-        is_fraction &= False
+    known, problems = percent[is_given].dropna(), []
+    if len(known) > 1 and known.between(0, 1).all() and known.between(0, 1, 'neither').any():
+        problems.append(f'all {len(known)} blast percentages are 1 or less: read as percent; '
+                        'multiply by 100 where fractions were meant')
     faults = [
         (is_given & percent.isna(), 'is no number'),
-        (is_given & ((percent < 0) | (percent > 100)), 'is not between 0 and 100'),
-        (is_fraction, 'is ambiguous (a fraction, or under 1 %?): write percent')]
+        (is_given & ((percent < 0) | (percent > 100)), 'is not between 0 and 100')]
     for is_bad, why in faults:
         problems += [f'row {i}: blast percentage {entry!r} {why}; left out'
                      for i, entry in text[is_bad].items()]

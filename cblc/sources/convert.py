@@ -15,7 +15,7 @@ from ..core.outlines import image_table
 from ..data import Cohort, read_cohort, write_cohort
 
 # %% ../../nbs/sources/09_convert.ipynb #c005
-_CELL_FIELDS = ('cell_id', 'image_id', 'polygon', 'code', 'nucleus')    # what annotation files hold of a cell
+_CELL_FIELDS = ('cell_id', 'image_id', 'polygon', 'code', 'nucleus', 'qupath')  # what files hold of a cell
 
 def _cohort_of_strangers(cells, images):
     "Make a cohort of pictures and contours of whose patients nothing is known"
@@ -43,6 +43,8 @@ def convert(
     else:
         table = None if images is None else image_table(images)
         cells = read_annotations(src, table)
+    if not len(cells):
+        warnings.warn(f'{src}: no cell found', stacklevel=2)
     if to == 'cohort':
         if table is None:
             raise InputError('a cohort needs the pictures', 'pass images, the folder that holds them', src)
