@@ -229,10 +229,10 @@ def _about(model, n_rows, skipped):
 def predict_csv(
     path,             # table with a column `path`, relative to itself, and perhaps `center`
     bundle,           # of a classifier or a diffusion model
-    out,              # CSV to write: the input's columns, then `category` and `p_...`; beside it OUT.json
+    out,              # CSV to write: the input, `category` and `p_...`; beside it OUT.json
     backend='auto',   # see `cblc.core.engine.open_engine`
     threads=None,     # of the processor; None: all
-    chunk=4096,       # pictures that are in memory at a time
+    chunk=4096,       # pictures in memory at a time
     adapt=True,       # measure the normalization again in new centers, if the model says so
     say=print,        # what takes the lines about it
 ) -> Path:            # the CSV; InputError where the table is at fault
