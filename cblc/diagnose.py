@@ -185,7 +185,7 @@ def diagnose(
     model='',           # classifier bundle; the shipped research one by default
     segmenter='',       # segmenter bundle; the shipped one by default
     patient: str = '',  # the patient's identifier; by default the first input's name
-    say=print,          # takes each line of the log
+    say=print,          # takes each log line
     force=False,        # write over another patient's results
 ) -> dict:              # what summary.json holds
     "Go from one patient's pictures to cells, summary and report"
