@@ -385,6 +385,9 @@ def save_classifier(
         (Path(run)/Checkpoint.FILE).unlink(missing_ok=True)
     return path
 
+
+Classifier.save = save_classifier
+
 # %% ../nbs/03_classifier.ipynb #c043
 def _bundle_leaves(bundle):
     "Read the leaves a bundle was trained for"
@@ -411,7 +414,7 @@ def _check_leaves(bundle, leaves, vocabulary):
         problem = f'was trained with other labels ({own}) than the vocabulary ({wanted}, ...)'
         raise InputError(problem, 'give a bundle trained with the vocabulary', bundle.path)
 
-# %% ../nbs/03_classifier.ipynb #n004
+# %% ../nbs/03_classifier.ipynb #n008
 def load_classifier(
     bundle=None,       # a bundle's folder; None: the one that came with the package
     backend='auto',    # see `cblc.core.engine.open_engine`
@@ -437,5 +440,4 @@ def load_classifier(
         centers=tuple(settings.get('centers', ())))
 
 
-Classifier.save = save_classifier
 Classifier.load = staticmethod(load_classifier)

@@ -80,7 +80,8 @@ def load_net(
     net = Ensemble([member() for _ in weights], weights, np.ones(len(weights))) if weights else member()
     arrays = {name: torch.from_numpy(a.astype(np.float32)) for name, a in bundle.weights().items()}
     shapes = {name: value.shape for name, value in net.state_dict().items() if value.is_floating_point()}
-    wrong = [name for name in {**shapes, **arrays} if name not in arrays or arrays[name].shape != shapes.get(name)]
+    given = {name: array.shape for name, array in arrays.items()}
+    wrong = [name for name in {**shapes, **given} if given.get(name) != shapes.get(name)]
     if wrong:
         problem = f'the weights are not those of {arch} ({wrong[0]})'
         raise InputError(problem, 'make the bundle again', bundle.path)
