@@ -131,6 +131,20 @@ def _check_size(path, size):
         problem = f'{width} x {height} px is more than {MAX_PIXELS:,} pixels'
         raise BadImage(path, problem, 'cut it into fields, or give it as a slide')
 
+# %% ../../nbs/core/01_images.ipynb #n002
+def _refuse_pages(path, image):
+    "Refuse a TIFF of several pages of one size, of which all but the first would be lost"
+    n_pages = getattr(image, 'n_frames', 1) if image.format == 'TIFF' else 1
+    if n_pages == 1:
+        return
+    size = image.size
+    image.seek(1)
+    is_same = image.size == size
+    image.seek(0)
+    if is_same:
+        problem = f'a TIFF of {n_pages} pages, z-planes or channels'
+        raise BadImage(path, problem, 'save each field as a file of its own, channels as one RGB picture')
+
 # %% ../../nbs/core/01_images.ipynb #c013
 _EXIF_ORIENTATION = 0x0112
 
@@ -314,6 +328,7 @@ def read_image(
         image = _open_any(path, data)
         _check_size(path, image.size)
         try:
+            _refuse_pages(path, image)
             pixels, upright = _decode(image, data, path)
             _check_content(path, data, image, pixels)
         except BadImage:
