@@ -246,7 +246,6 @@ def predict_csv(
         say(f'skipped: {line}')
     if not predictions.category.notna().any():
         raise InputError('none of its pictures could be classified', 'see the lines above', path)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_csv(pd.concat([table, predictions], axis=1), out)
     n_rows, meta = len(table) + len(sheet.faults), model.bundle.meta
     write_json(f'{out}.json', _about(model, n_rows, skipped))
