@@ -7,6 +7,7 @@ __all__ = ['make_parser', 'main']
 
 # %% ../nbs/09_cli.ipynb #c002
 import argparse
+import errno
 import sys
 from pathlib import Path
 from .core.errors import DISCLAIMER, InputError
@@ -38,7 +39,7 @@ def _study(args):
 def _diagnose(args):
     "Diagnose one patient, and print the ratio"
     from cblc.diagnose import diagnose
-    summary = diagnose(args.images, args.out, args.model, args.segmenter, args.patient)
+    summary = diagnose(args.images, args.out, args.model, args.segmenter, args.patient, force=args.force)
     low, high = (100 * limit for limit in summary['cblc_interval'])
     print(f'CBLC ratio {100 * summary["cblc_ratio"]:.1f} % ({low:.1f}-{high:.1f}), band {summary["band"]}, '
           f'{summary["n_cblc"]} of {summary["n_cells"]} cells; {len(summary["warnings"])} warnings. '
@@ -47,13 +48,13 @@ def _diagnose(args):
 
 def _external(args):
     "Validate a bundle in other centers, and print their table; 1 where a center failed"
+    from cblc.core.run import write_csv
     from cblc.external import ExternalSettings, run_external
     from cblc.study import show_table
-    centers = [f'center{name}' if name.isdigit() else name for name in args.centers or []]
     settings = ExternalSettings(args.segmenter, plain=args.plain, stain=args.stain)
-    table, problems = run_external(args.cohort, args.model, centers or None, args.out, settings)
+    table, problems = run_external(args.cohort, args.model, args.centers, args.out, settings)
     path = Path(args.out) / 'study_table.csv'
-    table.to_csv(path, index=False)
+    write_csv(table, path)
     if len(table):
         show_table(path)
     return 1 if problems else 0
@@ -85,6 +86,17 @@ def _add_training(parser):
     parser.add_argument('--seed', type=int, help='of everything random')
 
 
+def _add_diagnose(command):
+    "Describe the command for one patient"
+    parser = command('diagnose', _diagnose, "one patient's images, a folder of them or a slide")
+    parser.add_argument('images', nargs='+')
+    _add_results(parser)
+    parser.add_argument('--model', default='', metavar='BUNDLE', help='default: the shipped research bundle')
+    _add_segmenter(parser)
+    parser.add_argument('--patient', default='', metavar='ID')
+    parser.add_argument('--force', action='store_true', help="write over another patient's results")
+
+
 def _add_walks(command):
     "Describe the commands that walk through the rooms"
     parser = command('demo', _demo, 'the whole study on a synthetic six-center cohort')
@@ -96,12 +108,7 @@ def _add_walks(command):
         add(parser)
     parser.add_argument('--baseline-plain', action='store_true',
                         help='also train a plain classifier on the same crops, to compare with')
-    parser = command('diagnose', _diagnose, "one patient's images, a folder of them or a slide")
-    parser.add_argument('images', nargs='+')
-    _add_results(parser)
-    parser.add_argument('--model', default='', metavar='BUNDLE', help='default: the shipped research bundle')
-    _add_segmenter(parser)
-    parser.add_argument('--patient', default='', metavar='ID')
+    _add_diagnose(command)
     what = 'validate a frozen bundle in other centers, one executed notebook a center'
     parser = command('external', _external, what)
     parser.add_argument('cohort')
@@ -189,6 +196,16 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _system_fault(error):
+    "Say in one line what the system refused, and what may help"
+    remedies = {errno.ENOSPC: 'make room, and run it again', errno.EDQUOT: 'make room, and run it again',
+                errno.EROFS: 'give another folder', errno.EACCES: 'look at its permissions',
+                errno.ENAMETOOLONG: 'give a shorter name'}
+    where = f'{error.filename}: ' if error.filename else ''
+    remedy = remedies.get(error.errno, 'look at the disk and at the paths given')
+    return ' '.join(f'{where}{error.strerror or error}; {remedy}'.split())
+
+
 def _run(args):
     "Run a command: its exit code, and one line where the input is at fault or it was interrupted"
     try:
@@ -199,6 +216,12 @@ def _run(args):
     except KeyboardInterrupt:
         print(f'cblc {args.command}: interrupted', file=sys.stderr)
         return 130
+    except MemoryError:
+        print(f'cblc {args.command}: out of memory; give fewer or smaller pictures', file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a folder that cannot be written into, a share that went away
+        print(f'cblc {args.command}: {_system_fault(error)}', file=sys.stderr)
+        return 1
 
 
 def main(

@@ -387,7 +387,8 @@ def split_patients(
     columns = [column for column in by if column in patients]
     strata = np.full(len(patients), '')
     if columns:
-        strata = patients[columns].astype(str).agg('/'.join, axis=1).to_numpy()
+        known = patients[columns].astype(object).where(patients[columns].notna(), 'not given')
+        strata = known.astype(str).agg('/'.join, axis=1).to_numpy()
     rng = np.random.default_rng(seed)
     dealt = _fill_empty(_deal(strata, shares, rng), len(names), rng)
     index = pd.Index(patients.patient_id, name='patient_id')

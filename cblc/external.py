@@ -332,9 +332,14 @@ def _one_line(error):
         return f'{error.ename}: {error.evalue}'.splitlines()[0]
     return f'{type(error).__name__}: {error}'.splitlines()[0]
 
+def _is_short(name, cohort):
+    "Tell whether a number stands for the center of that number, and is no center's own name"
+    return str(name).isdigit() and name not in cohort.centers and f'center{name}' in cohort.centers
+
 def _names(cohort, centers):
     "List the centers to be validated; an unknown one stops before hours of work"
     names = list(centers or [center for center, role in cohort.centers.items() if role == 'external'])
+    names = [f'center{name}' if _is_short(name, cohort) else name for name in names]
     if not names:
         raise InputError(f'cohort {cohort.name} has no external center',
                          'name one, or mark it with role = "external" in cohort.toml')

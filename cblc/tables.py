@@ -7,7 +7,7 @@ __all__ = ['UNFINISHED', 'LOADERS', 'fit_csv', 'open_model', 'predict_csv']
 
 # %% ../nbs/08_tables.ipynb #c002
 import numpy as np, pandas as pd
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from .cells.crops import CropSettings
 from .cells.singles import read_singles, view_settings
@@ -15,7 +15,9 @@ from .classifier import fit_classifier, load_classifier
 from .core.bundle import read_bundle
 from .core.engine import batches
 from .core.errors import DISCLAIMER, InputError
-from .core.run import write_json
+from .core.listing import place_in
+from .core.run import write_csv, write_json
+from .core.sheets import read_sheet
 from .data import VOCABULARY
 from .diffusion.classifier import DiffusionSettings, fit_diffusion, load_diffusion
 from .learn.checkpoint import Checkpoint
@@ -24,22 +26,28 @@ from .learn.settings import fit_settings
 
 # %% ../nbs/08_tables.ipynb #c005
 def _read_table(path, needed):
-    "Read a table as text, exactly as it stands; InputError where a column is missing"
+    "Read a table as text, blanks trimmed: a `Sheet`; InputError where a column is missing"
     path = Path(path)
     if not path.is_file():
         raise InputError('no such table', 'give a CSV with the columns path and label', path)
+    sheet = read_sheet(path, needed)
+    if not len(sheet.table):
+        raise InputError('has no rows that can be read', 'add one a picture', path)
+    return replace(sheet, table=sheet.table.fillna('').astype(object))
+
+
+def _picture(folder, name):
+    "Find a picture of a table: slashes either way, accented letters in whichever form the disk has them"
+    plain = name if (folder/name).exists() else name.replace('\\', '/')
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig')
-    except ValueError as error:
-        why = str(error).splitlines()[0][:100]
-        remedy = 'write it as UTF-8 with commas'
-        raise InputError(f'not readable as a CSV table ({why})', remedy, path) from error
-    for column in needed:
-        if column not in table:
-            raise InputError(f"has no column {column!r}, only {', '.join(table) or 'none'}", 'add it', path)
-    if not len(table):
-        raise InputError('has no rows', 'add one a picture', path)
-    return table
+        return place_in(folder, plain)
+    except InputError:      # outside the table's folder, as one's own pictures may be
+        return folder/plain
+
+
+def _skipped_rows(sheet):
+    "Name the rows that have slipped, a line each"
+    return [f'{fault.row}: {fault.problem}; {fault.remedy}' for fault in sheet.faults]
 
 
 def _centers(table):
@@ -53,23 +61,25 @@ def _are_known(labels, vocabulary):
     return all(set(label.split('|')) <= known for label in labels if label)
 
 # %% ../nbs/08_tables.ipynb #c007
-def _check_split(table, path):
+def _check_split(sheet, path):
     "Give the split of each row; InputError names the first that isn't one"
+    table = sheet.table
     split = table.split if 'split' in table else pd.Series('', table.index)
     odd = sorted(set(split) - {'', 'train', 'valid', 'test'})
     if odd:
-        row = split.tolist().index(odd[0]) + 2
+        row = sheet.lines[split.tolist().index(odd[0])]
         raise InputError(f'row {row}: split {odd[0]!r}', 'use train, valid, test or nothing', path)
     return split
 
 
 def _read_cells(path, view, say):
     "Read the rows that aren't for testing: the rows, their crops, which of them validate, and warnings"
-    table = _read_table(path, ['path', 'label'])
-    split = _check_split(table, path)
+    sheet = _read_table(path, ['path', 'label'])
+    table, split = sheet.table, _check_split(sheet, path)
     used, part = table[split != 'test'].reset_index(drop=True), split[split != 'test'].to_numpy()
-    files = [Path(path).parent/name for name in used.path]
+    files = [_picture(Path(path).parent, name) for name in used.path]
     crops, rows, found, skipped = read_singles(files, view, _centers(used).tolist())
+    skipped = [*_skipped_rows(sheet), *skipped]
     for line in skipped:
         say(f'skipped: {line}')
     if not len(rows):
@@ -137,7 +147,7 @@ def fit_csv(
     say=print,           # what takes the lines about it
 ) -> Path:               # the bundle; InputError where the table is at fault
     "Train a classifier from a crop cohort's table, or go on where that was stopped"
-    out, labels = Path(out), set(_read_table(path, ['path', 'label']).label)
+    out, labels = Path(out), set(_read_table(path, ['path', 'label']).table.label)
     if isinstance(vocabulary, str):
         vocabulary = VOCABULARY if _are_known(labels, VOCABULARY) else None
     kind = 'free names, so there is no p_cblc' if vocabulary is None else 'the codes of the vocabulary'
@@ -196,7 +206,8 @@ def _predict_rows(table, columns, folder, model, adapt, chunk):
         own = model
         for piece in batches(len(of_center), chunk):
             rows = of_center[piece]
-            files, centers = [folder/name for name in table.path.iloc[rows]], _centers(table).iloc[rows]
+            files = [_picture(folder, name) for name in table.path.iloc[rows]]
+            centers = _centers(table).iloc[rows]
             crops, read, _, faults = read_singles(files, view, centers.tolist())
             skipped += faults
             if adapt and piece.start == 0 and hasattr(model, 'for_center'):
@@ -208,28 +219,37 @@ def _predict_rows(table, columns, folder, model, adapt, chunk):
     return predictions, skipped
 
 # %% ../nbs/08_tables.ipynb #n010
+def _about(model, n_rows, skipped):
+    "Say what predictions rest on"
+    meta = model.bundle.meta
+    return dict(disclaimer=DISCLAIMER, model=model.bundle.id, trained_on=meta['trained_on'], n_rows=n_rows,
+                n_skipped=len(skipped), warnings=[*meta.get('warnings', []), *skipped])
+
+
 def predict_csv(
     path,             # table with a column `path`, relative to itself, and perhaps `center`
     bundle,           # of a classifier or a diffusion model
-    out,              # CSV to write: the input's columns, then `category` and `p_...`; beside it OUT.json
+    out,              # CSV to write: the input, `category` and `p_...`; beside it OUT.json
     backend='auto',   # see `cblc.core.engine.open_engine`
     threads=None,     # of the processor; None: all
-    chunk=4096,       # pictures that are in memory at a time
+    chunk=4096,       # pictures in memory at a time
     adapt=True,       # measure the normalization again in new centers, if the model says so
     say=print,        # what takes the lines about it
 ) -> Path:            # the CSV; InputError where the table is at fault
     "Classify the pictures of a table"
-    table, model, out = _read_table(path, ['path']), open_model(bundle, backend, threads), Path(out)
+    sheet, model, out = _read_table(path, ['path']), open_model(bundle, backend, threads), Path(out)
+    table = sheet.table
     columns = _new_columns(table, model.leaves, path)
     predictions, skipped = _predict_rows(table, columns, Path(path).parent, model, adapt, chunk)
+    skipped = [*_skipped_rows(sheet), *skipped]
     for line in skipped:
         say(f'skipped: {line}')
+    if not predictions.category.notna().any():
+        raise InputError('none of its pictures could be classified', 'see the lines above', path)
     out.parent.mkdir(parents=True, exist_ok=True)
-    pd.concat([table, predictions], axis=1).to_csv(out, index=False)
-    meta = model.bundle.meta
-    write_json(f'{out}.json', dict(
-        disclaimer=DISCLAIMER, model=model.bundle.id, trained_on=meta['trained_on'], n_rows=len(table),
-        n_skipped=len(skipped), warnings=[*meta.get('warnings', []), *skipped]))
-    counts = f'{len(table)-len(skipped)} of {len(table)} pictures classified'
+    write_csv(pd.concat([table, predictions], axis=1), out)
+    n_rows, meta = len(table) + len(sheet.faults), model.bundle.meta
+    write_json(f'{out}.json', _about(model, n_rows, skipped))
+    counts = f'{n_rows - len(skipped)} of {n_rows} pictures classified'
     say(f'{out}: {counts}; {DISCLAIMER} Trained on: {meta["trained_on"]}')
     return out

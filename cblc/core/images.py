@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MIN_SIDE', 'MAX_PIXELS', 'BadImage', 'is_litter', 'warn_passed_over', 'passed_over', 'image_paths',
-           'image_size', 'read_image', 'check_rgb']
+           'any_size', 'image_size', 'read_image', 'check_rgb']
 
 # %% ../../nbs/core/01_images.ipynb #c002
 import io
 import struct
 import threading
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -88,7 +89,23 @@ def image_paths(
 # %% ../../nbs/core/01_images.ipynb #c012
 _COPY_AGAIN = 'copy or export it again'
 _NO_IMAGE = ('not an image that can be read, whatever its name says', 'export it as PNG, TIFF or JPEG')
-_open_lock = threading.Lock()
+_lock = threading.Lock()
+_lifted = dict(n_users=0, limit=None)
+
+@contextmanager
+def any_size():
+    "Lift Pillow's limit on pixels while pictures are opened and decoded; `MAX_PIXELS` stands in its place"
+    with _lock:
+        if not _lifted['n_users']:
+            _lifted['limit'], Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _lifted['n_users'] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _lifted['n_users'] -= 1
+            if not _lifted['n_users']:
+                Image.MAX_IMAGE_PIXELS = _lifted['limit']
 
 def _open(path, source=None):
     "Open an image, only its header read; `source` holds the file's bytes where they are read already"
@@ -96,17 +113,13 @@ def _open(path, source=None):
         raise BadImage(path, 'no such file', 'correct the path')
     if not path.stat().st_size:
         raise BadImage(path, 'the file is empty', _COPY_AGAIN)
-    with _open_lock:
-        pillow_limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
+    with any_size():
         try:
             return Image.open(path if source is None else source)
         except UnidentifiedImageError as error:
             raise BadImage(path, *_NO_IMAGE) from error
         except Exception as error:
             raise BadImage(path, f'its header is broken ({error})', _COPY_AGAIN) from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = pillow_limit
 
 def _check_size(path, size):
     "Refuse a picture too small to hold a cell or too large to decode at once"
@@ -117,6 +130,20 @@ def _check_size(path, size):
     if width * height > MAX_PIXELS:
         problem = f'{width} x {height} px is more than {MAX_PIXELS:,} pixels'
         raise BadImage(path, problem, 'cut it into fields, or give it as a slide')
+
+# %% ../../nbs/core/01_images.ipynb #n002
+def _refuse_pages(path, image):
+    "Refuse a TIFF of several pages of one size, of which all but the first would be lost"
+    n_pages = getattr(image, 'n_frames', 1) if image.format == 'TIFF' else 1
+    if n_pages == 1:
+        return
+    size = image.size
+    image.seek(1)
+    is_same = image.size == size
+    image.seek(0)
+    if is_same:
+        problem = f'a TIFF of {n_pages} pages, z-planes or channels'
+        raise BadImage(path, problem, 'save each field as a file of its own, channels as one RGB picture')
 
 # %% ../../nbs/core/01_images.ipynb #c013
 _EXIF_ORIENTATION = 0x0112
@@ -229,7 +256,7 @@ def _block_jumps(image):
     steps = [np.abs(below - above).max(-1) for above, below in zip(rows, rows[1:])]
     before, across, after = (step.reshape(len(borders), n_columns, 8).mean(2) for step in steps)
     slope = (before + after) / 2
-    is_drawing = slope == 0         # of flat areas; optics leave some slope everywhere
+    is_drawing = np.minimum(before, after) == 0     # frame, bar, inset; optics leave some slope everywhere
     return (across > 18) & (across > 3 * slope + 3) & ~is_drawing     # gray levels
 
 def _garbage_row(image):
@@ -249,12 +276,21 @@ def _garbage_row(image):
 # %% ../../nbs/core/01_images.ipynb #c020
 _FETCH_AGAIN = 'fetch the original file again'
 
+def _is_gray_drawn(pixels):
+    "Tell a gray frame, bar or inset from data that ended early, whose gray begins within a row of blocks"
+    is_gray = (pixels == 128).all(2)[::-1]
+    n_full = int(is_gray.all(1).cumprod().sum())            # rows from below that are gray from left to right
+    n_right = int(is_gray[:, -8:].all(1).cumprod().sum())   # rows from below that are gray at the right end
+    n_more = n_right - n_full
+    return n_more > 16 or (n_full > 0 and n_more < 8)       # blocks are 8 or 16 px high
+
 def _check_content(path, data, image, pixels):
     "Refuse a picture that a decoder made up in part"
     if image.format in ('JPEG', 'MPO'):
         if (pixels[-8:, -8:] == 128).all():
-            raise BadImage(path, 'the JPEG ends early, its last part is plain gray', _FETCH_AGAIN)
-        if _has_left_over(data, image):
+            if not _is_gray_drawn(pixels):
+                raise BadImage(path, 'the JPEG ends early, its last part is plain gray', _FETCH_AGAIN)
+        elif _has_left_over(data, image):
             problem = 'the JPEG is damaged, its picture is complete before its data ends'
             raise BadImage(path, problem, _FETCH_AGAIN)
     row = _garbage_row(pixels)
@@ -287,19 +323,21 @@ def read_image(
 ) -> np.ndarray:    # height x width x 3, uint8, RGB, upright; BadImage names what cannot be trusted
     "Read a picture as 8-bit RGB, and refuse one that is broken"
     path = Path(path)
-    data = path.read_bytes() if path.is_file() else None
-    image = _open_any(path, data)
-    _check_size(path, image.size)
-    try:
-        pixels, upright = _decode(image, data, path)
-    except BadImage:
-        raise
-    except MemoryError as error:
-        problem = f'{image.width} x {image.height} px do not fit into memory'
-        raise BadImage(path, problem, 'cut it into fields') from error
-    except Exception as error:
-        raise BadImage(path, f'it cannot be decoded ({error})', _COPY_AGAIN) from error
-    _check_content(path, data, image, pixels)
+    with any_size():
+        data = path.read_bytes() if path.is_file() else None
+        image = _open_any(path, data)
+        _check_size(path, image.size)
+        try:
+            _refuse_pages(path, image)
+            pixels, upright = _decode(image, data, path)
+            _check_content(path, data, image, pixels)
+        except BadImage:
+            raise
+        except MemoryError as error:
+            problem = f'{image.width} x {image.height} px do not fit into memory'
+            raise BadImage(path, problem, 'cut it into fields') from error
+        except Exception as error:
+            raise BadImage(path, f'it cannot be decoded ({error})', _COPY_AGAIN) from error
     return upright
 
 # %% ../../nbs/core/01_images.ipynb #rgb1

@@ -284,7 +284,8 @@ def plot_forest(
         if not np.isnan(bar.value):
             ax.plot(bar.value, -i, bar.marker, color=bar.color, ms=6)
         ax.annotate(bar.text, (1.02, -i), xycoords=('axes fraction', 'data'), va='center', fontsize=8)
-    ax.set(yticks=[-i for i in range(len(bars))], yticklabels=[label_text(bar.label) for bar in bars], xlabel=figure.name,
+    labels = [label_text(bar.label) for bar in bars]
+    ax.set(yticks=[-i for i in range(len(bars))], yticklabels=labels, xlabel=figure.name,
            ylim=(-len(bars) + .4, .6))
     ax.set_title(title, fontsize=9)
     ax.tick_params(labelsize=8)

@@ -15,7 +15,7 @@ import pandas as pd
 from ..core.errors import InputError
 from ..core.images import BadImage, read_image
 from ..core.page import data_uri, figure_uri, render_page
-from ..core.run import write_json, write_whole
+from ..core.run import write_csv, write_json, write_whole
 from ..core.contours import write_cells
 from ..core.geojson_masks import write_geojson
 from ..data import need_columns, Vocabulary
@@ -346,17 +346,18 @@ def write_patient(
     *,
     vocabulary: Vocabulary,       # of the categories
 ) -> dict:                        # summary, cells, geojson, report and, of several dates, smears -> path
-    "Write all files of a patient into a folder"
+    "Write a patient's files into a folder"
     out = Path(out)
     written = dict(
-        summary=write_summary(summary, out / 'summary.json'),
         cells=Path(write_cells(cells, out / 'cells.parquet')),
         geojson=write_geojson(cells, out / 'cells.geojson'))
     files = 'cells.parquet (a row a cell), cells.geojson (opens in QuPath), summary.json'
     if serial is not None:
-        written['smears'] = write_whole(out / 'smears.csv', serial.to_csv())
+        written['smears'] = out/'smears.csv'
+        write_csv(serial, written['smears'], True)
         files += ', smears.csv (a row a date)'
     report = patient_report(
         summary, cells, images, crops, bundle_meta, out / 'report.html', files, serial, settings,
         vocabulary=vocabulary)
+    written['summary'] = write_summary(summary, out / 'summary.json')  # the last
     return {**written, 'report': report}

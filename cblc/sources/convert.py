@@ -27,6 +27,15 @@ def _cohort_of_strangers(cells, images):
     owned = images.assign(patient_id=ids, center='center1')
     return Cohort(Path('.'), 'converted', patients, owned, cells, centers={'center1': 'main'}, um_per_px={})
 
+def _refuse_inside(out, *inputs):
+    "Refuse to write into a folder that is read, where the next run would take the output for input"
+    for given in inputs:
+        if not isinstance(given, (str, Path)):
+            continue
+        place = Path(given).resolve()
+        if place.is_dir() and (out.resolve() == place or place in out.resolve().parents):
+            raise InputError(f'the output would lie inside the input {given}', 'give a folder beside it', out)
+
 def convert(
     src,            # a cohort's folder, or annotation files of a known format
     to: str,        # 'cohort' or a key of `cblc.core.annotations.FORMATS`
@@ -37,6 +46,7 @@ def convert(
     if to not in ('cohort', *FORMATS):
         raise InputError(f'format {to!r} is not known', f'use cohort, {", ".join(FORMATS)}')
     src, out = Path(src), Path(out)
+    _refuse_inside(out, src, images)
     cohort = read_cohort(src) if (src/'cohort.toml').is_file() else None
     if cohort is not None:
         cells, table = cohort.cells, cohort.images
