@@ -9,6 +9,7 @@ __all__ = ['make_parser', 'main']
 import argparse
 import errno
 import sys
+import warnings
 from pathlib import Path
 from .core.errors import DISCLAIMER, InputError
 
@@ -206,10 +207,17 @@ def _system_fault(error):
     return ' '.join(f'{where}{error.strerror or error}; {remedy}'.split())
 
 
+def _print_warning(message, *place, **where):
+    "Print a warning as a line for whoever runs a command, without the place in the code"
+    print(f'cblc: {message}', file=sys.stderr)
+
+
 def _run(args):
     "Run a command: its exit code, and one line where the input is at fault or it was interrupted"
     try:
-        return args.run(args) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            return args.run(args) or 0
     except InputError as error:
         print(f'cblc {args.command}: {error}', file=sys.stderr)
         return 1

@@ -88,6 +88,7 @@ def image_paths(
 
 # %% ../../nbs/core/01_images.ipynb #c012
 _COPY_AGAIN = 'copy or export it again'
+_pillow_open = Image.open  # Ultralytics, once imported, replaces it by one that asks the network
 _NO_IMAGE = ('not an image that can be read, whatever its name says', 'export it as PNG, TIFF or JPEG')
 _lock = threading.Lock()
 _lifted = dict(n_users=0, limit=None)
@@ -115,8 +116,8 @@ def _open(path, source=None):
         raise BadImage(path, 'the file is empty', _COPY_AGAIN)
     with any_size():
         try:
-            return Image.open(path if source is None else source)
-        except UnidentifiedImageError as error:
+            return _pillow_open(path if source is None else source)
+        except (UnidentifiedImageError, ImportError) as error:
             raise BadImage(path, *_NO_IMAGE) from error
         except Exception as error:
             raise BadImage(path, f'its header is broken ({error})', _COPY_AGAIN) from error
