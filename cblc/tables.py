@@ -189,7 +189,8 @@ def _rows_by_center(table):
 
 def _new_columns(table, leaves, path):
     "Name the columns of predictions; InputError where the table has one already"
-    columns = ['category', *(f'p_{c}' for c in leaves.categories), *['p_cblc']*leaves.has_cblc]
+    of_cblc = ['p_cblc', 'leaf'] if leaves.has_cblc else []
+    columns = ['category', *(f'p_{c}' for c in leaves.categories), *of_cblc]
     for column in columns:
         if column in table:
             remedy = 'rename it, or give the table without predictions'
@@ -214,7 +215,7 @@ def _predict_rows(table, columns, folder, model, adapt, chunk):
                 own = model.for_center(centers.iloc[0], crops)
             if len(read):
                 predictions.iloc[rows[read]] = own.predict(crops)[columns].astype(object).to_numpy()
-    for column in columns[1:]:
+    for column in [column for column in columns if column.startswith('p_')]:
         predictions[column] = predictions[column].astype(float).round(6)
     return predictions, skipped
 
