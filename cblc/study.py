@@ -38,9 +38,9 @@ SMEARS = dict(adapt_bn=0., balance=0., appearance=0.)  # what the recipe `cblc` 
 class StudySettings:
     "What a study can be told"
     recipe: str = 'cblc'          # of `cblc.learn.settings`: plain, p1, cblc or home
-    arch: str = 'efficientnet_b0'  # any timm model
+    arch: str = None              # any timm model; None: the start's own, else EfficientNet-B0
     size: int = 64                # side of a crop, px
-    pretrained: object = 'shipped'  # the start: 'shipped', the research bundle; or timm's 'auto', True, False
+    pretrained: object = 'shipped'  # the start, the research bundle; or as of `cblc.learn.pretrained`
     epochs: int = 6               # of the first stage
     epochs2: int = 4              # of the second
     lr: float = 1e-3              # top of the schedule: low, so that the start is not unlearned
