@@ -19,6 +19,7 @@ from ..core.engine import cores, progress_bar
 from ..core.errors import InputError
 from ..core.images import check_rgb, read_image
 from ..matching import clean_polygons
+from ..segmentation import SegmentSettings, equivalent_diameter
 
 # %% ../../nbs/cells/01_morphology.ipynb #c026
 MORPHOLOGY = (
@@ -269,12 +270,13 @@ def keep_p1(
     return pd.Series(in_x & in_y & fits & is_round, index=cells.index, name='keep')
 
 # %% ../../nbs/cells/01_morphology.ipynb #c048
-def _crops_of_image(path, cells, settings, um_per_px, nuclei):
-    "Read one image, cut and measure its cells"
-    image = read_image(path)
+def _crops_of_image(path, cells, settings, scales, nuclei):
+    "Read one image, cut and measure its cells; an assumed scale cuts, and measures nothing"
+    image, (um_per_px, assumed_um) = read_image(path), scales
     drawn = cells['nucleus'] if nuclei and 'nucleus' in cells else None
     try:
-        return crop_cells(image, cells, settings, um_per_px), morphology(image, cells, drawn, um_per_px)
+        crops = crop_cells(image, cells, settings, um_per_px or assumed_um)
+        return crops, morphology(image, cells, drawn, um_per_px)
     except InputError as error:
         raise InputError(str(error), where=path) from error
 
@@ -298,6 +300,18 @@ def _um_by_image(um_per_px, known):
     return {image_id: um_per_px.get(center) for image_id, center in known['center'].items()}
 
 
+def _assumed_um(scales, cells, known, settings):
+    "Estimate micrometers per pixel where nobody says: the usual cell of a center is as large as cells are"
+    typical_um = SegmentSettings().typical_um
+    unknown = [image_id for image_id in known.index if not scales.get(image_id)]
+    own = cells[cells.image_id.isin(unknown)]
+    if settings.scale != 'um' or not len(own):
+        return {}
+    center = own.image_id.map(known['center'] if 'center' in known else dict.fromkeys(unknown, ''))
+    usual = pd.Series(equivalent_diameter(own.polygon), own.index).groupby(center).transform('median')
+    return (typical_um/usual).groupby(own.image_id).first().to_dict()
+
+
 def _in_order(tables, rows, cells):
     "Join the tables of images in the order of the cells table"
     if not tables:
@@ -319,10 +333,11 @@ def crops_of_cohort(
     rows = cells.groupby('image_id', sort=False).indices
     known = _known_images(images, rows)
     scales = _um_by_image(um_per_px, known)
+    assumed = _assumed_um(scales, cells, known, settings)
 
-    def cut_and_measure(image_id):
-        group, path = cells.iloc[rows[image_id]], known['path'][image_id]
-        return image_id, *_crops_of_image(path, group, settings, scales.get(image_id), nuclei)
+    def cut_and_measure(name):
+        group, um = cells.iloc[rows[name]], (scales.get(name), assumed.get(name))
+        return name, *_crops_of_image(known['path'][name], group, settings, um, nuclei)
     crops, tables = np.empty((len(cells), settings.size, settings.size, 3), np.uint8), []
     with ThreadPoolExecutor(workers or cores()) as pool:
         done = pool.map(cut_and_measure, rows)
