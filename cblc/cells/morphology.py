@@ -18,7 +18,9 @@ from ..core.contours import mask_to_polygon, polygon_to_mask
 from ..core.engine import cores, progress_bar
 from ..core.errors import InputError
 from ..core.images import check_rgb, read_image
+from ..core.slides import pixel_sizes
 from ..matching import clean_polygons
+from ..segmentation import SegmentSettings, equivalent_diameter
 
 # %% ../../nbs/cells/01_morphology.ipynb #c026
 MORPHOLOGY = (
@@ -269,19 +271,22 @@ def keep_p1(
     return pd.Series(in_x & in_y & fits & is_round, index=cells.index, name='keep')
 
 # %% ../../nbs/cells/01_morphology.ipynb #c048
-def _crops_of_image(path, cells, settings, um_per_px, nuclei):
-    "Read one image, cut and measure its cells"
-    image = read_image(path)
+def _crops_of_image(path, cells, settings, scales, nuclei):
+    "Read one image, cut and measure its cells; an assumed scale cuts, and measures nothing"
+    image, (um_per_px, assumed_um) = read_image(path), scales
     drawn = cells['nucleus'] if nuclei and 'nucleus' in cells else None
     try:
-        return crop_cells(image, cells, settings, um_per_px), morphology(image, cells, drawn, um_per_px)
+        crops = crop_cells(image, cells, settings, um_per_px or assumed_um)
+        return crops, morphology(image, cells, drawn, um_per_px)
     except InputError as error:
         raise InputError(str(error), where=path) from error
 
 
 def _known_images(images, rows):
-    "Index the images table by image_id; InputError where it lacks one that has cells"
-    known = images.drop_duplicates('image_id').set_index('image_id')
+    "Index the images table by image_id; InputError where it lacks one that has cells, or has one twice"
+    known = images.set_index('image_id')
+    for image_id in known.index[known.index.duplicated()]:
+        raise InputError('is the id of several images', 'give each an id of its own', f'image_id {image_id}')
     for image_id in rows:
         if image_id not in known.index:
             problem = f'has {len(rows[image_id])} cells but no row in the images table'
@@ -289,13 +294,16 @@ def _known_images(images, rows):
     return known
 
 
-def _um_by_image(um_per_px, known):
-    "Give image_id -> micrometers per pixel, from one number or from those of the centers"
-    if not isinstance(um_per_px, dict):
-        return dict.fromkeys(known.index, um_per_px)
-    if 'center' not in known:
+def _assumed_um(scales, cells, known, settings):
+    "Estimate micrometers per pixel where nobody says: the usual cell of a center is as large as cells are"
+    typical_um = SegmentSettings().typical_um
+    unknown = [image_id for image_id in known.index if not scales.get(image_id)]
+    own = cells[cells.image_id.isin(unknown)]
+    if settings.scale != 'um' or not len(own):
         return {}
-    return {image_id: um_per_px.get(center) for image_id, center in known['center'].items()}
+    center = own.image_id.map(known['center'] if 'center' in known else dict.fromkeys(unknown, ''))
+    usual = pd.Series(equivalent_diameter(own.polygon), own.index).groupby(center).transform('median')
+    return (typical_um/usual).groupby(own.image_id).first().to_dict()
 
 
 def _in_order(tables, rows, cells):
@@ -307,22 +315,23 @@ def _in_order(tables, rows, cells):
 
 # %% ../../nbs/cells/01_morphology.ipynb #n015
 def crops_of_cohort(
-    images,                   # images table: image_id, path (and center, where um_per_px is by center)
+    images,                   # images table: image_id, path; um_per_px or center where known
     cells,                    # cells table: image_id, polygon
     settings: CropSettings = CropSettings(),  # how to cut
     progress: bool = True,    # a bar, on a terminal and after 2 s
-    um_per_px=None,           # micrometers per pixel: one number, or by center as in Cohort.um_per_px
+    um_per_px=None,           # micrometers per pixel where `images` does not tell: one number, or by center
     nuclei: bool = False,     # take N:C from the `nucleus` column where it is drawn
     workers: int = None,      # threads; None: the cores
 ) -> tuple:                   # crops n x size x size x 3 uint8; morphology table; both in `cells`' order
     "Cut and measure every cell of a cells table, reading each image once"
     rows = cells.groupby('image_id', sort=False).indices
     known = _known_images(images, rows)
-    scales = _um_by_image(um_per_px, known)
+    scales = pixel_sizes(images, um_per_px)
+    assumed = _assumed_um(scales, cells, known, settings)
 
-    def cut_and_measure(image_id):
-        group, path = cells.iloc[rows[image_id]], known['path'][image_id]
-        return image_id, *_crops_of_image(path, group, settings, scales.get(image_id), nuclei)
+    def cut_and_measure(name):
+        group, um = cells.iloc[rows[name]], (scales.get(name), assumed.get(name))
+        return name, *_crops_of_image(known['path'][name], group, settings, um, nuclei)
     crops, tables = np.empty((len(cells), settings.size, settings.size, 3), np.uint8), []
     with ThreadPoolExecutor(workers or cores()) as pool:
         done = pool.map(cut_and_measure, rows)

@@ -64,20 +64,14 @@ class Leaves:
 
 # %% ../../nbs/learn/00_leaves.ipynb #c007
 def _vocabulary_leaves(vocabulary, with_artefact):
-    "Make the leaves of a vocabulary: every category with every answer to `in CBLC?` that its codes give"
-    table = vocabulary.table
-    present = set(zip(table.category, table.cblc))
-    pairs = [(c, flag) for c in vocabulary.categories for flag in (True, False) if (c, flag) in present]
-    names = []
-    for category, in_cblc in pairs:
-        is_split = (category, not in_cblc) in present
-        ending = (' in CBLC' if in_cblc else ' not in CBLC') if is_split else ''
-        names.append(f'{category}{ending}')
+    "Make the leaves of a vocabulary, in the order of its categories"
     categories = tuple(vocabulary.categories)
+    table = vocabulary.table.drop_duplicates('leaf')
+    table = table.assign(place=table.category.map(categories.index)).sort_values('place', kind='stable')
+    names, member, cblc = (tuple(table[column].tolist()) for column in ('leaf', 'place', 'cblc'))
     if with_artefact:
-        names, categories, pairs = [*names, ARTEFACT], (*categories, ARTEFACT), [*pairs, (ARTEFACT, False)]
-    member = tuple(categories.index(category) for category, _ in pairs)
-    return Leaves(tuple(names), categories, member, tuple(flag for _, flag in pairs))
+        return Leaves((*names, ARTEFACT), (*categories, ARTEFACT), (*member, len(categories)), (*cblc, False))
+    return Leaves(names, categories, member, cblc)
 
 
 def make_leaves(
@@ -101,9 +95,7 @@ def _leaves_of_terms(leaves, vocabulary):
     category = [leaves.categories[k] for k in leaves.member]
     terms = {c: [k for k, own in enumerate(category) if own == c] for c in leaves.categories}
     codes = vocabulary.codes
-    for code, own, in_cblc in zip(codes, vocabulary.category_of(codes), vocabulary.is_cblc(codes)):
-        terms[code] = [k for k in range(len(category)) if category[k] == own and leaves.cblc[k] == in_cblc]
-    return terms
+    return terms | {code: [leaves.names.index(leaf)] for code, leaf in zip(codes, vocabulary.leaf_of(codes))}
 
 
 def _ticks(label, terms, is_free, n_leaves):
@@ -156,17 +148,19 @@ def leaf_table(
     probabilities,     # n x leaves, sum to 1
     leaves: Leaves,    # what they are of
     threshold=.5,      # of `p_cblc`, from which on a cell counts as CBLC, 0-1
-) -> pd.DataFrame:     # `p_<category>`..., `p_cblc` (vocabulary only), `category`, `cblc`
+) -> pd.DataFrame:     # `p_<category>`..., `category`; of a vocabulary also `p_cblc`, `cblc`, `leaf`
     "Write probabilities of leaves as the columns of the cells table"
     probabilities = np.asarray(probabilities).reshape(-1, len(leaves.names))
     by_category, in_cblc = leaves.marginals(probabilities)
     table = pd.DataFrame(by_category, columns=[f'p_{c}' for c in leaves.categories])
-    if leaves.has_cblc:
-        table['p_cblc'] = in_cblc
-    table['category'] = np.array(leaves.categories, object)[by_category.argmax(1)]
-    if leaves.has_cblc:
-        table['cblc'] = in_cblc >= threshold
-    return table
+    named = by_category.argmax(1)
+    categories = np.array(leaves.categories, object)[named]
+    if not leaves.has_cblc:
+        return table.assign(category=categories)
+    is_inside = leaves.to_category.T[named] > 0
+    finest = np.where(is_inside, probabilities, -1.).argmax(1)
+    names = np.array(leaves.names, object)[finest]
+    return table.assign(p_cblc=in_cblc, category=categories, cblc=in_cblc >= threshold, leaf=names)
 
 # %% ../../nbs/learn/00_leaves.ipynb #c022
 def fit_temperature(

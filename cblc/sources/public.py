@@ -35,7 +35,9 @@ PUBLIC_SETS = {
     'pbc128': PublicSet('single blood cells with boxes, 12 classes', 'CC BY 4.0', True),
     'txl_pbc': PublicSet('blood fields with boxes', 'MIT', True),
     'aml_lmu': PublicSet('single blood cells of AML patients', 'CC BY 3.0', True),
+    'bm_munich': PublicSet('single bone marrow cells, 7 classes', 'CC BY 4.0', True),
     'bm_matek': PublicSet('single bone marrow cells, mostly artefacts', 'CC BY 4.0', True),
+    'blood_draaslan': PublicSet('blood fields with boxes of red and white cells', 'MIT', True),
     'segpc_marrow': PublicSet('bone marrow fields with plasma-cell masks', 'CC BY-NC-SA 4.0', False),
     'segmentation_wbc': PublicSet('leukocyte crops with cell and nucleus masks', 'GPL-3.0', False),
 }
