@@ -30,6 +30,19 @@ VOCABULARY_COLUMNS = ('code', 'meaning', 'lineage', 'category', 'cblc', 'who_bla
 _FLAG_COLUMNS = ('cblc', 'who_blast', 'nucleated')
 _YES_NO = {'yes': True, 'true': True, '1': True, 'no': False, 'false': False, '0': False}
 
+def _leaf_names(table, where):
+    "Fill in the finest name of each code, and refuse one that means two things"
+    sides = table.groupby('category').cblc.transform('nunique')
+    first = table.groupby(['category', 'cblc']).code.transform('first')
+    usual = table.category.where(sides == 1, first).astype(object)
+    given = table.leaf.fillna('').astype(object) if 'leaf' in table else usual
+    leaf = given.where(given != '', usual)
+    meanings = table.groupby(leaf)[['category', 'cblc']].nunique().max(axis=1)
+    if (meanings > 1).any():
+        problem = f'leaf {meanings.index[meanings > 1][0]!r} joins codes that differ in category or cblc'
+        raise InputError(problem, 'give each its own leaf', where)
+    return leaf
+
 def _vocabulary_table(rows, where):
     "Build the table of a vocabulary from its rows, and refuse what is no vocabulary"
     table = pd.DataFrame(rows)
@@ -50,7 +63,7 @@ def _vocabulary_table(rows, where):
             problem = f'{column} of code {table.code[odd].iloc[0]!r} is {table[column][odd].iloc[0]!r}'
             raise InputError(problem, 'write yes or no', where)
         table[column] = flags.map(_YES_NO).astype(bool)
-    return table.set_index('code', drop=False).rename_axis(None)
+    return table.assign(leaf=_leaf_names(table, where)).set_index('code', drop=False).rename_axis(None)
 
 # %% ../nbs/00_data.ipynb #c007
 @dataclass(frozen=True, eq=False)
@@ -148,6 +161,13 @@ class Vocabulary:
     ):          # text, of the same form
         "Name the lineage of codes"
         return self._lookup(codes, 'lineage', 'string')
+
+    def leaf_of(
+        self,
+        codes,  # one code, or a list or column of codes, missing ones allowed
+    ):          # text, of the same form
+        "Name the finest leaf that a classifier gives for codes"
+        return self._lookup(codes, 'leaf', 'string')
 
     def is_cblc(
         self,

@@ -99,7 +99,7 @@ def _command(name, settings):
         options = f'--recipe diffusion --size {settings.size} --seed {settings.seed} (steps={settings.steps})'
     else:
         run = settings.run
-        options = f'--recipe {settings.recipe} --arch {run.arch} --epochs {run.epochs}'
+        options = f'--recipe {settings.recipe} --arch {run.network} --epochs {run.epochs}'
         options += f' --size {run.size} --seed {run.seed}' + f' (folds={run.folds})'*(run.folds > 1)
     return f'cblc fit {name} {options}'
 
@@ -200,7 +200,8 @@ def _rows_by_center(table):
 
 def _new_columns(table, leaves, path):
     "Name the columns of predictions; InputError where the table has one already"
-    columns = ['category', *(f'p_{c}' for c in leaves.categories), *['p_cblc']*leaves.has_cblc]
+    of_cblc = ['p_cblc', 'leaf'] if leaves.has_cblc else []
+    columns = ['category', *(f'p_{c}' for c in leaves.categories), *of_cblc]
     for column in columns:
         if column in table:
             remedy = 'rename it, or give the table without predictions'
@@ -225,7 +226,7 @@ def _predict_rows(table, columns, folder, model, adapt, chunk):
                 own = model.for_center(centers.iloc[0], crops)
             if len(read):
                 predictions.iloc[rows[read]] = own.predict(crops)[columns].astype(object).to_numpy()
-    for column in columns[1:]:
+    for column in [column for column in columns if column.startswith('p_')]:
         predictions[column] = predictions[column].astype(float).round(6)
     return predictions, skipped
 
