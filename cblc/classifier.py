@@ -21,7 +21,8 @@ from .learn.export import export_onnx, half_rounded, load_net, net_arrays
 from .learn.leaves import Leaves, fit_temperature, fit_weights, leaf_scores, leaf_table, make_leaves
 from .learn.leaves import to_probabilities
 from .learn.losses import LeafLoss
-from .learn.network import Ensemble, adapt_norm, blank_head
+from .learn.network import Ensemble, adapt_norm, batch_norms, blank_head
+from .learn.pretrained import find_start
 from .learn.settings import FitSettings, fit_settings
 from .learn.stages import fold_cells, hold_out, stage_cells
 from .learn.start import known_leaves, seen_leaves, start_net
@@ -205,48 +206,57 @@ def _calibrated(clf, valid):
     return replace(clf, metrics=metrics)
 
 
-def _fit_one(stages, valid, leaves, settings, out, cbs):
+def _adaptation(net, strength):
+    "Say how far a network can adapt, and a note where it cannot"
+    if not strength or batch_norms(net):
+        return strength, []
+    return 0., ['this network has no batch normalization, so it does not adapt to a new laboratory']
+
+
+def _fit_one(stages, valid, leaves, settings, start, out, cbs):
     "Fit a classifier of one network; gives its notes, too"
     prediction, objective = settings.prediction, settings.objective
-    begun = known_leaves(leaves, settings.run.pretrained)
+    begun = known_leaves(leaves, start)
     shares, notes = seen_leaves(stages, leaves, begun.known)
     loss = LeafLoss(shares, objective.tau, objective.smoothing, objective.focal)
     arrays = [array for cells in (*stages, valid) for array in (cells.crops, cells.allowed)]
-    key = out and run_key(settings.to_json(), *arrays)
+    key = out and run_key(settings.to_json() | dict(start=start.words), *arrays)
     with own_seed(settings.run.seed, settings.run.threads):
-        net, start = start_net(stages[0].crops, leaves, shares, begun, settings)
+        net = start_net(stages[0].crops, leaves, shares, start, begun, settings)
         curves = _train(net, stages, valid, settings, loss, out, key, cbs)
     for leaf in np.flatnonzero(begun.known):
         net.off[leaf] = 0.  # shut while training, so that nothing pushed it down; open again
-    notes += _describe_stages(stages, curves, settings.optimizer.monitor)
+    adapt_bn, unable = _adaptation(net, prediction.adapt_bn)
+    notes += [*start.notes, *unable, *_describe_stages(stages, curves, settings.optimizer.monitor)]
     clf = Classifier(
-        leaves, settings.run.size, open_engine(net), views=prediction.tta, adapt_bn=prediction.adapt_bn,
-        net=net, settings=settings, curves=curves, start=start, runs=(out,) if out else (),
+        leaves, settings.run.size, open_engine(net), views=prediction.tta, adapt_bn=adapt_bn,
+        net=net, settings=settings, curves=curves, start=start.words, runs=(out,) if out else (),
         **_fit_appearance(stages[-1], valid, prediction.appearance))
     return _calibrated(clf, valid), notes
 
 # %% ../nbs/03_classifier.ipynb #c013
-def _fit_members(stages, leaves, settings, out, cbs):
+def _fit_members(stages, leaves, settings, start, out, cbs):
     "Fit a classifier for each fold of the last stage's cells, without it; gives notes, too"
     *first, last = stages
     n_folds, seed = settings.run.folds, settings.run.seed
     folds, how = fold_cells(last.allowed, last.patients, n_folds, seed)
-    known = known_leaves(leaves, settings.run.pretrained).known
+    known = known_leaves(leaves, start).known
     notes, members = [f'{n_folds} folds, dealt {how}', *seen_leaves(stages, leaves, known)[1]], []
     for k in range(n_folds):
         chosen = folds == k
         leaving = last.patients[chosen] if how == 'by patient' else None
         parts = [*(stage.without(leaving) for stage in first), last.take(~chosen)]
         own = settings.but(folds=1, appearance=0., seed=seed*1000 + k + 1)
-        member, said = _fit_one(parts, last.take(chosen), leaves, own, out and out/f'fold{k+1}', cbs)
+        part_of = out and out/f'fold{k+1}'
+        member, said = _fit_one(parts, last.take(chosen), leaves, own, start, part_of, cbs)
         members.append(member)
         notes += [f'fold {k+1}, {note}' for note in said if note not in notes]
     return members, notes
 
 
-def _fit_folds(stages, valid, leaves, settings, out, cbs):
+def _fit_folds(stages, valid, leaves, settings, start, out, cbs):
     "Fit a classifier of several networks; gives its notes, too"
-    members, notes = _fit_members(stages, leaves, settings, out, cbs)
+    members, notes = _fit_members(stages, leaves, settings, start, out, cbs)
     prediction = settings.prediction
     weights, origin = np.full(len(members), 1/len(members)), 'equal'
     if prediction.vote == 'fit':
@@ -256,7 +266,7 @@ def _fit_folds(stages, valid, leaves, settings, out, cbs):
     net = Ensemble([member.net for member in members], weights, [member.temperature for member in members])
     curves = pd.concat([m.curves.assign(fold=k) for k, m in enumerate(members, 1)], ignore_index=True)
     clf = Classifier(
-        leaves, settings.run.size, open_engine(net), views=prediction.tta, adapt_bn=prediction.adapt_bn,
+        leaves, settings.run.size, open_engine(net), views=prediction.tta, adapt_bn=members[0].adapt_bn,
         net=net, settings=settings, curves=curves, start=members[0].start,
         runs=sum((member.runs for member in members), ()),
         **_fit_appearance(stages[-1], valid, prediction.appearance))
@@ -299,8 +309,9 @@ def fit_classifier(
     if centers is not None:
         names = tuple(sorted(set(map(str, centers))))
         notes = [*notes, f"centers: {', '.join(names)}"]
-    fit = _fit_one if settings.run.folds == 1 else _fit_folds
-    clf, more = fit(stages, valid, leaves, settings, out and Path(out), tuple(cbs))
+    fit, run = _fit_one if settings.run.folds == 1 else _fit_folds, settings.run
+    start = find_start(run.arch, run.pretrained, run.size)
+    clf, more = fit(stages, valid, leaves, settings, start, out and Path(out), tuple(cbs))
     return replace(clf, vocabulary=vocabulary, notes=(*notes, *more), centers=names)
 
 # %% ../nbs/03_classifier.ipynb #c017
@@ -345,6 +356,8 @@ def _describe(clf, net):
         leaves=clf.leaves.to_json(), fit=clf.settings.to_json(), start=clf.start, notes=list(clf.notes),
         net=dict(norm=members[0].norm, center=members[0].center), views=clf.views, adapt_bn=clf.adapt_bn,
         look=clf.appearance_weight, mixed=clf.joint_temperature, centers=list(clf.centers))
+    if members[0].definition:
+        settings['body'] = members[0].definition
     meta = dict(
         kind='classifier', classes=list(clf.leaves.names), temperature=clf.temperature,
         thresholds=dict(cblc=clf.threshold), settings=settings, metrics=clf.metrics,

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import pandas as pd
 import cblc
+from .cells.frame import frame_experts
 from .cells.morphology import crops_of_cohort
 from .cells.stain import StainNormalizer
 from .core.bundle import read_bundle, shipped
@@ -116,6 +117,7 @@ def load_center(
         cells, problems = _classified(data, settings.cells), []
     else:
         cells, problems = _classify(data, model, settings, cohort.um_per_px, progress)
+    data = replace(data, expert=frame_experts(expert, cells, images))
     problems = [hide_folders(problem, cohort.root) for problem in problems]
     return replace(data, cells=cells, problems=problems + list(bundle.meta.get('warnings', [])))
 

@@ -11,12 +11,13 @@ __all__ = ['THRESHOLDS', 'BANDS', 'BAND_COLORS', 'PROMYELOCYTE', 'PROERYTHROBLAS
 
 # %% ../nbs/04_patient.ipynb #c003
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .cells.frame import frame_cautions, left_out
 from .core.errors import DISCLAIMER, InputError
 from .core.measures import exact_interval, wilson_interval
 from .data import Vocabulary, need_columns
@@ -62,18 +63,30 @@ def settle_artefacts(
     return cells.assign(category=np.where(rather_cell, likeliest, cells.category.astype(object)))
 
 # %% ../nbs/04_patient.ipynb #c017
+def _place(cells):
+    "Say where each cell lies, `inside` where nothing is known of it"
+    if 'place' in cells:
+        return cells.place.fillna('inside').to_numpy(object)
+    whole = cells.whole.fillna(True).astype(bool) if 'whole' in cells else pd.Series(True, cells.index)
+    return np.where(whole, 'inside', 'edge').astype(object)
+
 def mark_counted(
-    cells: pd.DataFrame,  # classified: `category`, `cblc`, `p_artefact` where there is one
+    cells: pd.DataFrame,  # classified: `category`, `cblc`; `p_artefact`, `has_nucleus`, `place` where told
     settings: CountSettings = CountSettings(),  # whose `artefact` decides
 ) -> pd.DataFrame:  # the table with `counted` and `why_not` (empty where counted)
-    "Mark the nucleated marrow cells of a classified table"
+    "Mark the nucleated marrow cells of a classified table that lie where cells are counted"
     need_columns(cells, ['category', 'cblc'], 'counting')
     unnamed = (cells.category.isna() | cells.cblc.isna()).to_numpy(bool)
     artefact = (cells.category == 'artefact').to_numpy(bool)
     if 'p_artefact' in cells:
         artefact = artefact | (cells.p_artefact >= settings.artefact).to_numpy(bool)
-    why_not = np.select([unnamed, artefact], ['not named', 'artefact'], '')
-    return cells.assign(counted=~(unnamed | artefact), why_not=why_not)
+    bare = np.zeros(len(cells), bool)
+    if 'has_nucleus' in cells:
+        bare = ~cells.has_nucleus.fillna(True).to_numpy(bool)
+    place = _place(cells)
+    why_not = np.select([unnamed, bare, artefact, place != 'inside'],
+                        ['not named', 'no nucleus', 'artefact', place], '').astype(object)
+    return cells.assign(counted=why_not == '', why_not=why_not)
 
 def counted_cells(
     cells: pd.DataFrame,  # from `mark_counted` or `from_codes`
@@ -102,11 +115,11 @@ def from_codes(
     need_columns(cells, ['code'], 'experts')
     cells = cells[cells.code.notna()]
     cblc = expert_cblc(cells.code, vocabulary=vocabulary)
-    nucleated = vocabulary.is_nucleated(cells.code).to_numpy(bool)
+    nucleated, place = vocabulary.is_nucleated(cells.code).to_numpy(bool), _place(cells)
+    why_not = np.select([~nucleated, place != 'inside'], ['not nucleated', place], '').astype(object)
     return cells.assign(
         category=vocabulary.category_of(cells.code).astype(object), cblc=cblc, p_cblc=cblc.astype(float),
-        who_blast=vocabulary.is_who_blast(cells.code).astype(bool), counted=nucleated,
-        why_not=np.where(nucleated, '', 'not nucleated'))
+        who_blast=vocabulary.is_who_blast(cells.code).astype(bool), counted=why_not == '', why_not=why_not)
 
 # %% ../nbs/04_patient.ipynb #n008
 def lineages(
@@ -353,6 +366,7 @@ class PatientSummary:
     warnings: tuple             # sentences a reader should stop at
     note: str = GENETICS_NOTE   # what a count cannot say
     disclaimer: str = DISCLAIMER  # on every page and file that leaves the program
+    left_out: dict = field(default_factory=dict)  # reason -> detections that are not counted
 
     def to_json(self) -> dict:
         "Give the keys of `summary.json`"
@@ -364,7 +378,7 @@ class PatientSummary:
         summary: dict,       # from `to_json`; further keys are passed over, null is NaN
     ) -> 'PatientSummary':
         "Read what `to_json` gave"
-        known = {f.name: summary[f.name] for f in fields(cls)}
+        known = {f.name: summary[f.name] for f in fields(cls) if f.name in summary or f.name != 'left_out'}
         ratios = {k: np.nan for k, v in known.items() if v is None}
         lists = {k: tuple(np.nan if x is None else x for x in v)
                  for k, v in known.items() if isinstance(v, list)}
@@ -416,26 +430,26 @@ def _one_patient(cells, patient_id):
 def summarize_patient(
     cells: pd.DataFrame,     # classified cells table with `counted`
     patient_id: str = None,  # default: the one patient in the table
-    n_images: int = None,    # fields looked at, those without a cell too; default: as in `cells`
-    model: str = '',         # name of the model that classified
-    warnings=(),             # sentences: what went wrong before (skipped images and the like)
+    n_images: int = None,    # fields looked at; default: as in `cells`
+    model: str = '',         # name of the classifier
+    warnings=(),             # sentences: what went wrong before (skipped images)
     settings: CountSettings = CountSettings(),  # how cells are counted
     *,
-    vocabulary: Vocabulary,  # lineages, and which codes the WHO counts
-) -> PatientSummary:         # InputError for several patients, none named
-    "Summarize a patient: ratio, interval, band, what stands beside it, and warnings"
+    vocabulary: Vocabulary,  # lineages, which codes the WHO counts
+) -> PatientSummary:         # InputError for several, none named
+    "Summarize a patient: ratio, interval, band, what stands beside it, warnings"
     cells, patient_id = _one_patient(cells, patient_id)
     counted = counted_cells(cells)
     n_fields = counted.image_id.nunique() if 'image_id' in counted else 1
     ratio, *interval = cblc_interval(cells, settings=settings)
+    n_review, reasons = int(review(cells, settings.review_below).sum()), left_out(cells)
     non_erythroid = non_erythroid_ratio(cells, vocabulary=vocabulary)
-    cautions = _cautions(counted, n_fields, interval, non_erythroid, settings)
+    cautions = *_cautions(counted, n_fields, interval, non_erythroid, settings), *frame_cautions(cells)
     return PatientSummary(
         patient_id, int(n_fields if n_images is None else n_images), len(counted), int(counted.cblc.sum()),
         ratio, tuple(interval), who_blast_ratio(cells, settings, vocabulary=vocabulary), band(ratio),
         tuple(crossed(interval)), non_erythroid, me_ratio(cells, vocabulary=vocabulary),
-        n_left_out=len(cells) - len(counted), n_review=int(review(cells, settings.review_below).sum()),
-        model=str(model), warnings=(*warnings, *cautions))
+        len(cells) - len(counted), n_review, str(model), (*warnings, *cautions), left_out=reasons)
 
 # %% ../nbs/04_patient.ipynb #n025
 CATEGORY_COLORS = dict(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SegmentSettings', 'equivalent_diameter', 'plot_contours', 'decode', 'merge_finds', 'Segmenter', 'shared_scale',
-           'segment_images']
+           'is_whole', 'segment_images']
 
 # %% ../nbs/01_segmentation.ipynb #c002
 from dataclasses import dataclass
@@ -318,8 +318,19 @@ def _scales(images, segmenter, um_per_px, n=8):
         scales[center, size] = shared_scale(pictures, segmenter, um_per_px.get(center))
     return scales
 
+# %% ../nbs/01_segmentation.ipynb #n031
+def is_whole(
+    polygons,         # n contours, px
+    size: tuple,      # width and height of the picture, px
+    slack: float = 2.,  # px, as near to the edge as which a contour counts as cut
+) -> np.ndarray:      # n bools, False where the picture's edge cuts the contour
+    "Tell which contours lie whole in the picture"
+    left, top, right, bottom = shapely.bounds(np.asarray(polygons, dtype=object)).reshape(-1, 4).T
+    width, height = size
+    return (left > slack) & (top > slack) & (right < width - slack) & (bottom < height - slack)
+
 # %% ../nbs/01_segmentation.ipynb #n028
-_KEYS = ['cell_id', 'image_id', 'patient_id', 'center', 'polygon', 'score']
+_KEYS = ['cell_id', 'image_id', 'patient_id', 'center', 'polygon', 'score', 'whole']
 
 
 def segment_images(
@@ -339,7 +350,8 @@ def segment_images(
             continue
         scale = scales.get((row.center, image_size(row.path)), np.nan)
         found = segmenter.predict(image, scale=scale if np.isfinite(scale) else None)
-        keys = dict(image_id=row.image_id, patient_id=row.patient_id, center=row.center)
+        keys = dict(image_id=row.image_id, patient_id=row.patient_id, center=row.center,
+                    whole=is_whole(found.polygon, image.shape[1::-1]))
         tables.append(found.assign(**keys, cell_id=[f'{row.image_id}:{i:04}' for i in range(len(found))]))
     cells = pd.concat(tables, ignore_index=True)[_KEYS] if tables else pd.DataFrame(columns=_KEYS)
     return cells, problems

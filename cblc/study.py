@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import cblc
 from .cells.crops import STANDARD, CropSettings
+from .cells.frame import frame_experts, mark_frame
 from .core.bundle import read_bundle, shipped
 from .core.contours import read_cells, write_cells
 from .core.errors import DISCLAIMER, InputError
@@ -37,9 +38,9 @@ SMEARS = dict(adapt_bn=0., balance=0., appearance=0.)  # what the recipe `cblc` 
 class StudySettings:
     "What a study can be told"
     recipe: str = 'cblc'          # of `cblc.learn.settings`: plain, p1, cblc or home
-    arch: str = 'efficientnet_b0'  # any timm model
+    arch: str = None              # any timm model; None: the start's own, else EfficientNet-B0
     size: int = 64                # side of a crop, px
-    pretrained: object = 'shipped'  # the start: 'shipped', the research bundle; or timm's 'auto', True, False
+    pretrained: object = 'shipped'  # the start, the research bundle; or as of `cblc.learn.pretrained`
     epochs: int = 6               # of the first stage
     epochs2: int = 4              # of the second
     lr: float = 1e-3              # top of the schedule: low, so that the start is not unlearned
@@ -101,6 +102,7 @@ def find_cells(
     if not len(found):
         problem = f'no cell was found in {len(images)} images of {", ".join(centers)}'
         raise InputError(problem, 'look at the images, or give another segmenter', f'cohort {cohort.name}')
+    found = mark_frame(found, images)
     _, found = match_cells(cohort.cells[cohort.cells.image_id.isin(images.image_id)], found)
     return found, list(problems)
 
@@ -135,7 +137,7 @@ def _fits(cohort, cells, images):
     from cblc.ratio.prevalence import validate
     main, words, held = sorted(set(images.center)), cohort.vocabulary, set(cells.patient_id)
     patients = cohort.patients[cohort.patients.patient_id.isin(held)]
-    expert = cohort.cells[cohort.cells.patient_id.isin(held)]
+    expert = frame_experts(cohort.cells[cohort.cells.patient_id.isin(held)], cells, images)
     table = patient_table(cells, patients, vocabulary=words)
     return dict(
         validation=('the correction of ratios', lambda: validate(cells, expert, main, vocabulary=words)),
@@ -237,9 +239,10 @@ def judge_inside(
         return table[table.patient_id.isin(split.index[split == 'internal'])].reset_index(drop=True)
 
     bundle = read_bundle(bundle, 'classifier')
-    tables = map(of_internal, (cohort.patients, cohort.images, cohort.cells, cells))
-    data = CenterData('internal', 'internal', *tables, frozen=Frozen.from_meta(bundle.meta), model=bundle.id,
-                      meta=bundle.meta, vocabulary=cohort.vocabulary)
+    patients, images, expert, cells = map(of_internal, (cohort.patients, cohort.images, cohort.cells, cells))
+    expert = frame_experts(expert, cells, images)
+    data = CenterData('internal', 'internal', patients, images, expert, cells, model=bundle.id,
+                      frozen=Frozen.from_meta(bundle.meta), meta=bundle.meta, vocabulary=cohort.vocabulary)
     result, patients = evaluate_center(data, settings.n_boot, settings.seed)
     write_center(replace(result, warnings=[*result.warnings, OPTIMISTIC]), patients, data, out)
     write_manifest(out, dict(center='internal'))

@@ -99,7 +99,7 @@ def _command(name, settings):
         options = f'--recipe diffusion --size {settings.size} --seed {settings.seed} (steps={settings.steps})'
     else:
         run = settings.run
-        options = f'--recipe {settings.recipe} --arch {run.arch} --epochs {run.epochs}'
+        options = f'--recipe {settings.recipe} --arch {run.network} --epochs {run.epochs}'
         options += f' --size {run.size} --seed {run.seed}' + f' (folds={run.folds})'*(run.folds > 1)
     return f'cblc fit {name} {options}'
 

@@ -124,6 +124,8 @@ def model_card(
              f"A {meta['kind']} of the package cblc, opened with `cblc.core.bundle.read_bundle`.", '',
              '## Training', '', f"Trained on: {meta['trained_on']}", '',
              f"Made by: `{meta['trained_how']}`", '']
+    if meta.get('settings', {}).get('start'):
+        lines += [f"Started from: {meta['settings']['start']}", '']
     if meta.get('warnings'):
         lines += ['## Mind', '', *[f'- {warning}' for warning in meta['warnings']], '']
     if meta.get('metrics'):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..cells.crops import CropSettings, crop_cells
+from ..cells.frame import mark_frame
 from ..cells.morphology import crops_of_cohort
 from ..cells.stain import measure_stain
 from ..core.engine import progress_bar
@@ -71,9 +72,10 @@ def _toy_find(expert, seed=0):
         polygon=[polygon.buffer(-1) for polygon in found.polygon],
         score=rng.uniform(.4, 1, len(found)).round(3),
         cell_id=[f'found-{i:04d}' for i in range(len(found))])
-    is_whole = [polygon.geom_type == 'Polygon' and not polygon.is_empty for polygon in found.polygon]
+    is_left = [polygon.geom_type == 'Polygon' and not polygon.is_empty for polygon in found.polygon]
     columns = ['cell_id', 'image_id', 'patient_id', 'center', 'polygon', 'score']
-    return found.loc[is_whole, columns].reset_index(drop=True)
+    found = found.loc[is_left, columns].reset_index(drop=True)
+    return found.assign(place='inside', frame_px=0.)  # of a toy every cell counts
 
 class ToyClassifier:
     "A classifier that draws its answers around the true codes, for examples and tests"
@@ -118,6 +120,17 @@ def _with_codes(found, expert, images):
     text = pd.Series(dtype='string')
     return found.assign(code=text, match_id=text, iou=pd.Series(dtype=float))
 
+def _find_placed(images, segmenter, expert, um_per_px, progress, find):
+    "Find cells, say where in their pictures they lie, and carry the experts' codes over; and problems"
+    from cblc.segmentation import segment_images
+    if find is None:
+        found, problems = segment_images(images, segmenter, um_per_px, progress)
+    else:
+        found, problems = find(images, segmenter)
+    if 'place' not in found:
+        found = mark_frame(found, images)
+    return found if expert is None else _with_codes(found, expert, images), list(problems)
+
 def _predict(classifier, crops, adapt):
     "Let a classifier name crops; a toy knows no `adapt`"
     return classifier.predict(crops, adapt=True) if adapt else classifier.predict(crops)
@@ -131,23 +144,17 @@ def classify_images(
     crop_settings=None,  # `CropSettings`; None: the classifier's own
     um_per_px=None,      # center -> µm a pixel, where known
     progress=True,       # show a bar
-    find=None,           # `find(images, segmenter)` -> (cells, problems); None: `segment_images`
+    find=None,           # `find(images, segmenter)` -> (cells, problems), placed where they have `place`
     adapt=False,         # let a classifier measure its normalization again on these crops
 ) -> tuple:              # cells table, crops (n x size x size x 3, same order), problems (a line each)
     "Walk from images to a classified cells table"
-    if find is None:
-        from cblc.segmentation import segment_images
-        found, problems = segment_images(images, segmenter, um_per_px, progress)
-    else:
-        found, problems = find(images, segmenter)
-    if expert is not None:
-        found = _with_codes(found, expert, images)
+    found, problems = _find_placed(images, segmenter, expert, um_per_px, progress, find)
     settings = crop_settings or own_crop_settings(classifier)
     crops, measured = crops_of_cohort(images, found, settings, progress, um_per_px)
     named = _predict(classifier, crops, adapt).set_axis(found.index)
     new = [table[[column for column in table if column not in found]] for table in (measured, named)]
     cells = mark_counted(settle_artefacts(pd.concat([found, *new], axis=1)))
-    return cells, crops, list(problems)
+    return cells, crops, problems
 
 # %% ../../nbs/hospital/01_centers.ipynb #c011
 @dataclass(frozen=True)

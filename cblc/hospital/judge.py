@@ -10,6 +10,7 @@ __all__ = ['cohort_flow', 'contour_figures', 'ImageQuality', 'stain_rows', 'imag
 from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import pandas as pd
+from ..cells.frame import frame_cautions, left_out
 from ..cells.profile import MEASURES, stain_distance, stain_shift, stain_table
 from ..core.errors import DISCLAIMER
 from ..core.measures import auc_delong
@@ -33,13 +34,14 @@ def cohort_flow(
     n_matched = int(cells.code.notna().sum()) if 'code' in cells else 0
     bare = len(set(data.patients.patient_id) - set(counted.patient_id))
     silent = len(set(data.images.image_id) - set(cells.image_id))
+    reasons = ', '.join(f'{n} {reason}' for reason, n in left_out(cells).items())
     rows = [
         ('patients', len(data.patients), f'{bare} without a counted cell' if bare else ''),
         ('fields', len(data.images), f'{silent} without a detection or unreadable' if silent else ''),
         ('expert cells', len(expert), f'{len(expert) - n_coded} without a code'),
         ('of them nucleated and named', len(real),
          f'{n_coded - len(real)} unclear, naked nuclei or fat cells'),
-        ('detections', len(cells), f'{len(cells) - len(counted)} left out as artefacts or unnamed'),
+        ('detections', len(cells), f'left out: {reasons}' if reasons else ''),
         ('cells counted', len(counted), 'the denominator of the ratio'),
         ("matched with an expert's", n_matched, f'{len(cells) - n_matched} detections have no partner')]
     return pd.DataFrame(rows, columns=['step', 'n', 'note'])
@@ -198,7 +200,7 @@ def _warnings(data, table, quality, typed):
         names = ', '.join(name for _, name in sorted(steps, reverse=True)[:3])
         far = f"{quality.distance:.1f} steps from the main cohort's"
         warnings.append(f'the pictures are {far}, most in {names}')
-    return [*warnings, *data.frozen.not_frozen, *_fragile_patients(table)]
+    return [*warnings, *frame_cautions(data.cells), *data.frozen.not_frozen, *_fragile_patients(table)]
 
 # %% ../../nbs/hospital/03_judge.ipynb #n005
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ..core.bundle import read_bundle
 from ..core.engine import compact_onnx
 from ..core.errors import InputError
 from .network import CellNet, Ensemble, make_body
+from .pretrained import bundle_architecture
 
 # %% ../../nbs/learn/11_export.ipynb #c005
 LARGE = 512  # numbers, from which on a tensor is kept in half precision
@@ -70,10 +71,10 @@ def load_net(
     "Build a bundle's network in PyTorch, to train on or to adapt"
     bundle = read_bundle(bundle, 'classifier')
     meta, settings = bundle.meta, bundle.meta['settings']
-    n_leaves, arch = len(meta['classes']), settings['fit']['arch']
+    n_leaves, architecture = len(meta['classes']), bundle_architecture(bundle)
 
     def member():
-        body = make_body(arch, n_leaves, False, meta['input']['size'])[0]
+        body = architecture.build(n_leaves, meta['input']['size'])
         return CellNet(body, [0]*3, [1]*3, np.ones(n_leaves), **settings.get('net', {}))
 
     weights = meta.get('ensemble_weights')
@@ -83,7 +84,7 @@ def load_net(
     given = {name: array.shape for name, array in arrays.items()}
     wrong = [name for name in {**shapes, **given} if given.get(name) != shapes.get(name)]
     if wrong:
-        problem = f'the weights are not those of {arch} ({wrong[0]})'
+        problem = f'the weights are not those of {architecture.name} ({wrong[0]})'
         raise InputError(problem, 'make the bundle again', bundle.path)
     net.load_state_dict(arrays, strict=False)
     return net.eval().to(memory_format=torch.channels_last)

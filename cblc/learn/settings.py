@@ -8,9 +8,10 @@ __all__ = ['RECIPES', 'PARTS', 'FORMER_NAMES', 'RunSettings', 'NetworkSettings',
 
 # %% ../../nbs/learn/05_settings.ipynb #c002
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from ..core.errors import InputError
 from .augment import Augment
-from .network import meant
+from .pretrained import STARTS, chosen_arch, is_start, meant
 
 # %% ../../nbs/learn/05_settings.ipynb #c005
 def _knob(default, **limits):
@@ -21,9 +22,9 @@ def _knob(default, **limits):
 @dataclass(frozen=True)
 class RunSettings:
     "What is trained, for how long, and on which machine"
-    arch: str = 'efficientnet_b0'  # any timm model
+    arch: str = _knob(None, text=True)  # any timm model; None: the start's own, else EfficientNet-B0
     size: int = _knob(64, least=16)  # side of the crops in the network, pixels
-    pretrained: object = _knob('auto', among=(True, False, 'auto', 'shipped'))  # timm's weights: 'auto' tries
+    pretrained: object = _knob('auto', start=True)  # a word or a bundle's folder: `cblc.learn.pretrained`
     epochs: int = _knob(8, least=1)  # of the first stage
     epochs2: int = _knob(None, least=1)  # of the second stage; None: as many
     valid_fraction: float = _knob(.15, share=True)  # of the patients, where no validation cells are given
@@ -38,6 +39,11 @@ class RunSettings:
     def stage_epochs(self) -> tuple:
         "Count the epochs of the two stages"
         return self.epochs, self.epochs2 or self.epochs
+
+    @property
+    def network(self) -> str:
+        "Name the network: a bundle's own where it is the start and no other was asked for"
+        return chosen_arch(self.arch, self.pretrained)
 
 # %% ../../nbs/learn/05_settings.ipynb #c007
 @dataclass(frozen=True)
@@ -122,6 +128,10 @@ def _impossible(value, default, limits):
     "Say what to give in place of an impossible value; nothing where it is possible"
     if value is None and default is None:
         return ''
+    if 'text' in limits:
+        return '' if isinstance(value, str) and value else 'give a name'
+    if 'start' in limits:
+        return '' if is_start(value) else f"give {', '.join(map(repr, STARTS))}, or a bundle's folder"
     if 'among' in limits:
         return '' if value in limits['among'] else f"give {', '.join(map(repr, limits['among']))}"
     if limits.get('share'):
@@ -183,7 +193,9 @@ class FitSettings:
         "List the settings for a bundle, under the names that bundles have always had"
         former = {new: old for old, new in FORMER_NAMES.items()}
         told = {former.get(k, k): v for k, v in self.words().items()}
-        return told | dict(epochs2=self.run.stage_epochs[1], threads=None)
+        if self.run.pretrained not in STARTS:
+            told['pretrained'] = Path(self.run.pretrained).name  # where it lay is nobody's business
+        return told | dict(arch=self.run.network, epochs2=self.run.stage_epochs[1], threads=None)
 
 # %% ../../nbs/learn/05_settings.ipynb #c015
 def fit_settings(
@@ -199,7 +211,7 @@ def fit_settings(
     for name in changes:
         if name not in known:
             raise InputError(f'setting {name!r} is unknown', meant(name, known))
-    chosen = RECIPES[recipe] | changes
+    chosen = RECIPES[recipe] | {k: str(v) if isinstance(v, Path) else v for k, v in changes.items()}
     parts = {
         name: part(**{k.name: chosen[k.name] for k in fields(part) if k.name in chosen})
         for name, part in PARTS.items()

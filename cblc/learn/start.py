@@ -8,10 +8,10 @@ __all__ = ['KnownLeaves', 'known_leaves', 'seen_leaves', 'start_net']
 # %% ../../nbs/learn/10_start.ipynb #c002
 import numpy as np, torch
 from dataclasses import dataclass
-from ..core.bundle import read_bundle, shipped
 from ..core.errors import InputError
 from .leaves import Leaves, leaf_shares
 from .network import CellNet, blank_head, make_body
+from .pretrained import Start, bundle_tensors
 from .settings import FitSettings
 
 # %% ../../nbs/learn/10_start.ipynb #c005
@@ -22,21 +22,33 @@ class KnownLeaves:
     rows: dict         # tensor of the last layer -> its rows for the known leaves, in their order
 
 
+def _sides(leaves):
+    "List category and side of CBLC of each leaf; free names have no side"
+    categories = [leaves.categories[member] for member in leaves.member]
+    return list(zip(categories, leaves.cblc if leaves.has_cblc else [None]*len(categories)))
+
+
+def _row_of(leaf, side, held):
+    "Find a bundle's row for a leaf: by its name, or else as its category's only one on that side of CBLC"
+    if leaf in held.names:
+        return held.names.index(leaf)
+    sides = _sides(held)
+    return sides.index(side) if sides.count(side) == 1 else None
+
+
 def known_leaves(
     leaves: Leaves,  # of this training
-    pretrained,      # of `RunSettings`
-) -> KnownLeaves:    # none, unless the start is the shipped bundle
+    start: Start,    # see `cblc.learn.pretrained.find_start`
+) -> KnownLeaves:    # none, unless the start is a bundle
     "Find the leaves that the start knows from its own training"
-    if pretrained != 'shipped':
+    if start.bundle is None:
         return KnownLeaves(np.zeros(len(leaves.names), bool), {})
-    bundle = read_bundle(shipped('classifier'), 'classifier')
-    weights = bundle.weights()
-    position = {name: k for k, name in enumerate(bundle.meta['classes'])}
-    known = np.array([name in position and weights['off'][position[name]] == 0 for name in leaves.names])
-    taken = [position[name] for name, is_known in zip(leaves.names, known) if is_known]
-    in_body = [name for name in weights if name.startswith('body.')]
-    last_layer = [name for name in in_body if len(weights[name]) == len(position)]
-    return KnownLeaves(known, {name[len('body.'):]: weights[name][taken] for name in last_layer})
+    meta, weights = start.bundle.meta, bundle_tensors(start.bundle)
+    held = Leaves.from_json(meta['classes'], meta['settings']['leaves'])
+    rows = [_row_of(leaf, side, held) for leaf, side in zip(leaves.names, _sides(leaves))]
+    known = np.array([row is not None and bool(weights['off'][row] == 0) for row in rows], bool)
+    taken = [row for row, is_known in zip(rows, known) if is_known]
+    return KnownLeaves(known, {name: weights[f'body.{name}'][taken] for name in start.last_layer})
 
 # %% ../../nbs/learn/10_start.ipynb #c009
 def seen_leaves(
@@ -63,16 +75,20 @@ def start_net(
     crops,                  # n x S x S x 3 uint8 of the first stage
     leaves: Leaves,         # of this training
     shares,                 # leaves; 0 switches a leaf off
-    start: KnownLeaves,     # with rows of the last layer
+    start: Start,           # the weights it begins with
+    known: KnownLeaves,     # with rows of the last layer
     settings: FitSettings,  # the recipe
-) -> tuple:                 # a `CellNet`, and in words which weights it starts from
+) -> CellNet:
     "Make the network before training"
     run, network = settings.run, settings.network
-    body, words, colors = make_body(
-        run.arch, len(leaves.names), run.pretrained, run.size, network.dropout, network.drop_path)
+    body, _, colors = make_body(
+        None, len(leaves.names), start, run.size, network.dropout, network.drop_path)
     pixels = crops[:2000].reshape(-1, 3).astype(np.float32)
     mean, std = colors or (pixels.mean(0), pixels.std(0).clip(8))
     net = blank_head(CellNet(body, mean, std, shares, network.norm, network.center_weight))
-    for name, rows in start.rows.items():
-        net.body.state_dict()[name][np.flatnonzero(start.known)] = torch.from_numpy(rows.astype(np.float32))
-    return net.to(memory_format=torch.channels_last), words
+    architecture = start.architecture
+    if architecture.name != architecture.model:
+        net.definition = dict(model=architecture.model, args=architecture.args)
+    for name, rows in known.rows.items():
+        net.body.state_dict()[name][np.flatnonzero(known.known)] = torch.from_numpy(rows.astype(np.float32))
+    return net.to(memory_format=torch.channels_last)

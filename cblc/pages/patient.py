@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'ratio_bar', 'certainty', 'GalleryCell', 'GalleryGroup', 'gallery', 'draw_contours', 'percent',
-           'model_facts', 'PageSettings', 'patient_report', 'write_summary', 'write_patient']
+           'why_left_out', 'model_facts', 'PageSettings', 'patient_report', 'write_summary', 'write_patient']
 
 # %% ../../nbs/pages/00_patient.ipynb #c003
 import math
@@ -185,6 +185,22 @@ def percent(
     return '–' if share is None or math.isnan(share) else f'{100 * share:.{digits}f}'
 
 
+_WHY_NOT = {
+    'edge': "cut by a picture's edge", 'guard zone': 'in the guard zone along an edge',
+    'artefact': 'artefacts', 'no nucleus': 'without a nucleus', 'seen twice': 'shown by two fields',
+}
+
+
+def why_left_out(
+    summary: dict,  # from `summarize_patient`
+) -> str:           # reasons with their counts; empty where nothing is left out
+    "Say in words how many finds are not counted, and why"
+    reasons = summary.get('left_out') or {}
+    named = [f'{n} {_WHY_NOT.get(reason, reason)}' for reason, n in reasons.items()]
+    n_others = summary.get('n_left_out', 0) - sum(reasons.values())
+    return ', '.join([*named, *([f'{n_others} that are no cell, or unclear'] if n_others else [])])
+
+
 def _figures_beside(summary):
     "List the figures beside the ratio: name, value, how it is made"
     me_ratio = summary.get('me_ratio', math.nan)
@@ -194,7 +210,7 @@ def _figures_beside(summary):
         ('M:E ratio', '–' if math.isnan(me_ratio) else f'{me_ratio:.1f}',
          'granulocytic and monocytic over erythroid cells'),
         ('To look at', str(summary['n_review']), 'cells the model is unsure of'),
-        ('Left out', str(summary.get('n_left_out', 0)), 'detections that are no cell, or unclear'),
+        ('Left out', str(summary.get('n_left_out', 0)), why_left_out(summary) or 'every find counts'),
     ]
     if not math.isnan(summary.get('corrected_ratio', math.nan)):
         low, high = (percent(limit) for limit in summary['corrected_interval'])
@@ -296,8 +312,9 @@ def _count_values(summary, cells, vocabulary):
     return dict(
         ratio=percent(ratio), low=percent(low), high=percent(high), bar=Markup(ratio_bar(ratio, low, high)),
         band_color=dict(zip(BANDS, BAND_COLORS)).get(summary['band'], '#eee'),
-        stats=_figures_beside(summary), lineages=_count_rows(cells, vocabulary),
-        cblc_names=_cblc_names(vocabulary), key=[(category, _color(category)) for category in shown])
+        stats=_figures_beside(summary), left_out=why_left_out(summary),
+        lineages=_count_rows(cells, vocabulary), cblc_names=_cblc_names(vocabulary),
+        key=[(category, _color(category)) for category in shown])
 
 # %% ../../nbs/pages/00_patient.ipynb #n008
 def patient_report(

@@ -151,6 +151,8 @@ def _missed(found, expert, vocabulary):
     "Count the experts' CBLC and other cells that were not found"
     if 'ignored' in expert:
         expert = expert[~expert['ignored'].astype(bool)]
+    if 'place' in expert:
+        expert = expert[expert.place == 'inside']
     drawn = expert_cblc(_nucleated(expert, vocabulary).code, vocabulary=vocabulary)
     missed = drawn.sum() - found.sum(), (~drawn).sum() - (~found).sum()
     if min(missed) < 0:
