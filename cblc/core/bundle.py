@@ -213,7 +213,8 @@ def write_bundle(
         raise InputError(f'the card lacks the line {DISCLAIMER!r}', 'every page carries it', folder)
     contents = _contents(meta, weights, files or {}, card, folder)
     stale = set(_listed_files(folder/_INDEX)) - set(contents)
-    for name in [_INDEX, *stale]:
+    torn = [path.name for path in folder.glob('.*.part')]   # of a run that was killed
+    for name in [_INDEX, *stale, *torn]:
         (folder/name).unlink(missing_ok=True)
     for name, data in contents.items():
         write_whole(folder/name, data)

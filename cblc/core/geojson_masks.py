@@ -6,6 +6,7 @@
 __all__ = ['MOST_LABELS', 'geojson_outlines', 'read_geojson', 'write_geojson', 'mask_outlines', 'read_masks', 'write_masks']
 
 # %% ../../nbs/core/07_geojson_masks.ipynb #c002
+import io
 import json
 import re
 import uuid
@@ -89,7 +90,7 @@ def _name_regions(outlines):
             else:
                 is_region = n_inside > 1 or outline.code.endswith('*')
             if is_region:
-                outline = replace(outline, problem=_REGION[0], remedy=_REGION[1])
+                outline = replace(outline, problem=_REGION[0], remedy=_REGION[1], is_note=True)
         named.append(outline)
     return named
 
@@ -129,10 +130,11 @@ def _geojson_outline(file, number, feature, image_id):
         nucleus = _geojson_parts(feature['nucleusGeometry']) if feature.get('nucleusGeometry') else None
     except InputError as error:
         problem, remedy = error.problem, error.remedy
-    if kept['objectType'] in ('tile', 'tma_core', 'root'):
+    is_frame = kept['objectType'] in ('tile', 'tma_core', 'root')
+    if is_frame:
         problem, remedy = f'a {kept["objectType"]} of QuPath, not a cell', _REGION[1]
     return Outline(*place, own.get('image_id', image_id), parts, _class_of(properties), own.get('cell_id'),
-                   nucleus=nucleus, problem=problem, remedy=remedy, qupath=kept)
+                   nucleus=nucleus, problem=problem, remedy=remedy, is_note=is_frame, qupath=kept)
 
 # %% ../../nbs/core/07_geojson_masks.ipynb #gj7
 _GEOJSON_SUFFIXES = ('.geojson', '.json', '.geojson.gz', '.json.gz')
@@ -386,7 +388,9 @@ def write_masks(
             labels[polygon_to_mask(cell['polygon'], (height, width))] = label
             code = cell_label(cell)
             listed.append((image_id, label, cell.get('cell_id'), '' if code == UNLABELLED else code))
-        Image.fromarray(labels).save(out/f'{safe_name(image_id)}.png')
+        buffer = io.BytesIO()
+        Image.fromarray(labels).save(buffer, 'PNG')
+        write_whole(out/f'{safe_name(image_id)}.png', buffer.getvalue())
     table = pd.DataFrame(listed, columns=['image_id', 'label', 'cell_id', 'code'])
     write_csv(table, out/'labels.csv')
     return out

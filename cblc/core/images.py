@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MIN_SIDE', 'MAX_PIXELS', 'BadImage', 'is_litter', 'warn_passed_over', 'passed_over', 'image_paths',
-           'any_size', 'image_size', 'read_image', 'check_rgb']
+           'any_size', 'image_pages', 'image_size', 'read_image', 'check_rgb']
 
 # %% ../../nbs/core/01_images.ipynb #c002
 import io
@@ -14,13 +14,16 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from .errors import InputError
+from .tiff import read_channels, split_page, tiff_layout
 
 # %% ../../nbs/core/01_images.ipynb #c005
 IMAGE_SUFFIXES = ('.bmp', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 MIN_SIDE = 16        # px; nothing smaller holds a cell
-MAX_PIXELS = 10**9   # pixels decoded at once: 3 GB of RGB
+MAX_PIXELS = 400_000_000     # decoded at once: 20,000 px a side, 1.2 GB of RGB
+_FEWEST_TO_DOUBT = 2**24        # pixels; a picture so large has
+_MOST_A_BYTE = 200              # pixels for each byte of its file, or it is blank or damaged
 
 class BadImage(InputError):
     "A picture that cannot be used, with the reason and the remedy in one line"
@@ -108,15 +111,16 @@ def any_size():
             if not _lifted['n_users']:
                 Image.MAX_IMAGE_PIXELS = _lifted['limit']
 
-def _open(path, source=None):
-    "Open an image, only its header read; `source` holds the file's bytes where they are read already"
-    if not path.is_file():
+def _open(path):
+    "Open an image, only its header read"
+    file = split_page(path)[0]
+    if not file.is_file():
         raise BadImage(path, 'no such file', 'correct the path')
-    if not path.stat().st_size:
+    if not file.stat().st_size:
         raise BadImage(path, 'the file is empty', _COPY_AGAIN)
     with any_size():
         try:
-            return _pillow_open(path if source is None else source)
+            return _pillow_open(file)
         except (UnidentifiedImageError, ImportError) as error:
             raise BadImage(path, *_NO_IMAGE) from error
         except Exception as error:
@@ -125,26 +129,64 @@ def _open(path, source=None):
 def _check_size(path, size):
     "Refuse a picture too small to hold a cell or too large to decode at once"
     width, height = size
+    n_bytes = split_page(path)[0].stat().st_size
     if min(width, height) < MIN_SIDE:
         problem = f'{width} x {height} px is too small, a side has at least {MIN_SIDE} px'
         raise BadImage(path, problem, 'give the original field')
     if width * height > MAX_PIXELS:
         problem = f'{width} x {height} px is more than {MAX_PIXELS:,} pixels'
         raise BadImage(path, problem, 'cut it into fields, or give it as a slide')
+    if width * height > max(_FEWEST_TO_DOUBT, _MOST_A_BYTE * n_bytes):
+        problem = f'{width} x {height} px in {n_bytes:,} bytes: it is blank, or damaged'
+        raise BadImage(path, problem, _COPY_AGAIN)
 
 # %% ../../nbs/core/01_images.ipynb #n002
-def _refuse_pages(path, image):
-    "Refuse a TIFF of several pages of one size, of which all but the first would be lost"
-    n_pages = getattr(image, 'n_frames', 1) if image.format == 'TIFF' else 1
-    if n_pages == 1:
-        return
-    size = image.size
-    image.seek(1)
-    is_same = image.size == size
-    image.seek(0)
-    if is_same:
-        problem = f'a TIFF of {n_pages} pages, z-planes or channels'
-        raise BadImage(path, problem, 'save each field as a file of its own, channels as one RGB picture')
+_IMAGE_DESCRIPTION = 270
+
+def _layout(path, file):
+    "Tell what the pages of a TIFF are; BadImage as `tiff_layout`"
+    try:
+        return tiff_layout(file)
+    except InputError as error:
+        raise BadImage(path, error.problem, error.remedy) from error
+    except Exception as error:      # of tifffile: whatever a damaged file can cause
+        raise BadImage(path, f'pages that cannot be read ({error})', _COPY_AGAIN) from error
+
+def _has_pages(image):
+    "Tell a TIFF of several pages, or one of which ImageJ says so"
+    if image.format != 'TIFF':
+        return False
+    return image.n_frames > 1 or str(image.tag_v2.get(_IMAGE_DESCRIPTION, '')).startswith('ImageJ')
+
+def _turn_to_page(path, image):
+    "Turn an opened TIFF to the page its path names; True where its pages are channels of one picture"
+    file, number = split_page(path)
+    layout = _layout(path, file) if _has_pages(image) else None
+    pages = layout.pages if layout else (0,)
+    if number is None and len(pages) > 1:
+        remedy = f'name each by its number, {file.name}#1 to {file.name}#{len(pages)}, or save it as a file'
+        raise BadImage(path, f'a TIFF of {len(pages)} pages', remedy)
+    if (number or 1) > len(pages):
+        raise BadImage(path, f'a page that is not there, of {len(pages)}', 'correct the number')
+    if layout and not layout.is_channels:
+        image.seek(pages[(number or 1) - 1])
+    return bool(layout and layout.is_channels)
+
+def image_pages(
+    path,           # of a file
+) -> list[Path]:    # one path a picture in it, as `read_image` takes it; the file's own where it cannot be read
+    "List the pictures of a file, such as the pages of a TIFF"
+    path = Path(path)
+    if path.suffix.lower() not in ('.tif', '.tiff'):
+        return [path]
+    try:
+        with _open(path) as image:
+            pages = _layout(path, path).pages if _has_pages(image) else (0,)
+    except BadImage:            # `read_image` says why
+        return [path]
+    if len(pages) == 1:
+        return [path]
+    return [Path(f'{path}#{number}') for number in range(1, len(pages) + 1)]
 
 # %% ../../nbs/core/01_images.ipynb #c013
 _EXIF_ORIENTATION = 0x0112
@@ -153,15 +195,28 @@ def _orientation(image):
     "Read the EXIF orientation, 1-8; of a PNG only where it stands before the pixels"
     if image.format == 'PNG' and 'exif' not in image.info:
         return 1
-    return image.getexif().get(_EXIF_ORIENTATION, 1)
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+def _upright_size(image):
+    "Tell width and height of an opened image, turned upright; of a TIFF Pillow may have done so already"
+    size = (image.tag_v2[256], image.tag_v2[257]) if image.format == 'TIFF' else image.size
+    return size[::-1] if _orientation(image) >= 5 else size
 
 def image_size(
     path,                   # an image file, of which only the header is read
 ) -> tuple[int, int]:       # width and height, px, as `read_image` would give them; BadImage as there
     "Tell the size of a picture without decoding it"
-    with _open(Path(path)) as image:
-        quarter_turn = _orientation(image) >= 5
-        return image.size[::-1] if quarter_turn else image.size
+    path = Path(path)
+    with any_size(), _open(path) as image:
+        try:
+            if split_page(path)[1]:
+                _turn_to_page(path, image)
+            return _upright_size(image)
+        except BadImage:
+            raise
+        except Exception as error:
+            raise BadImage(path, f'its header is broken ({error})', _COPY_AGAIN) from error
 
 # %% ../../nbs/core/01_images.ipynb #c016
 def _to_8bit(values, path):
@@ -171,40 +226,75 @@ def _to_8bit(values, path):
         if not (lowest >= 0 and highest <= 1):
             problem = f'floating-point values {lowest:g} to {highest:g}'
             raise BadImage(path, problem, 'save it as 8 or 16 bit, or scale it to 0-1')
-        return np.round(values * 255).astype(np.uint8)
+        return np.concatenate([np.round(strip * 255).astype(np.uint8) for strip in _strips(values)])
     if highest > 65535 or lowest < 0:
         raise BadImage(path, f'values {lowest} to {highest} are beyond 16 bit', 'save it as 8 or 16 bit')
     bits = next(bits for bits in (8, 10, 12, 14, 16) if highest < 2**bits)
-    return np.round(values * (255 / (2**bits - 1))).astype(np.uint8)
+    levels = np.round(np.arange(2**bits) * (255 / (2**bits - 1))).astype(np.uint8)
+    return levels[values]
 
-def _to_rgb(image, path):
-    "Bring a Pillow image of any mode to RGB"
-    if image.mode in ('F', 'I') or image.mode.startswith('I;'):
-        image = Image.fromarray(_to_8bit(np.asarray(image), path))
+def _to_rgb(image):
+    "Bring a Pillow image of any 8-bit mode to RGB"
     if image.has_transparency_data:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    return image.convert('RGB')
+    return image if image.mode == 'RGB' else image.convert('RGB')
+
+# %% ../../nbs/core/01_images.ipynb #n012
+_STRIP = 512        # rows; whole blocks of a JPEG
+
+def _strips(pixels, more=0):
+    "Go through an array in strips of rows, each with `more` rows of the next"
+    for top in range(0, len(pixels), _STRIP):
+        yield pixels[top:top + _STRIP + more]
+
+def _pixels_of(image, path):
+    "Take the pixels of a decoded Pillow image: height x width x 3"
+    if image.mode in ('F', 'I') or image.mode.startswith('I;'):
+        image = Image.fromarray(_to_8bit(np.asarray(image), path))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top, strip in zip(range(0, image.height, _STRIP), _strips(pixels)):
+        strip[:] = _to_rgb(image.crop((0, top, image.width, top + len(strip))))
+    return pixels
+
+def _upright(pixels, orientation):
+    "Turn pixels by their EXIF orientation"
+    turns = {
+        1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1], 5: pixels.swapaxes(0, 1),
+        6: np.rot90(pixels, -1), 7: pixels[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(pixels),
+    }
+    return np.ascontiguousarray(turns[orientation])
 
 # %% ../../nbs/core/01_images.ipynb #c037
 _TIFF_BITS_PER_SAMPLE = 258
 _PNG_BIT_DEPTH_BYTE = 24
 
-def _is_deep(image, data):
+def _is_deep(image, path):
     "Tell a file of 16-bit color, of which Pillow would keep the upper byte"
     if image.mode not in ('RGB', 'RGBA', 'RGBX'):
         return False
     if image.format == 'PNG':
-        return data[_PNG_BIT_DEPTH_BYTE] == 16
+        with path.open('rb') as file:
+            return file.read(_PNG_BIT_DEPTH_BYTE + 1)[-1] == 16
     return image.format == 'TIFF' and max(image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (8,))) == 16
 
-def _read_deep(data, path):
+def _read_deep(path, page=0):
     "Decode 16-bit color to an 8-bit Pillow image"
     import cv2
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)   # BadImage says it
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    file = split_page(path)[0]
+    data = np.fromfile(file, np.uint8)
+    if page:
+        decoded = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED, range=(page, page + 1))[1]
+        values = decoded[0] if decoded else None
+    else:
+        values = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     if values is None:
         raise BadImage(path, *_NO_IMAGE)
+    return _deep_to_image(values, path)
+
+def _deep_to_image(values, path):
+    "Scale decoded values, the channels in OpenCV's order, to an 8-bit Pillow image"
     if values.ndim == 2:
         return Image.fromarray(_to_8bit(values, path))
     color = _to_8bit(values[..., 2::-1], path)
@@ -233,39 +323,53 @@ def _jpeg_scan(data):
         position += 2 + length
     return None
 
-def _has_left_over(data, image):
-    "Tell whether the picture `image` of a JPEG is complete before its data ends"
+def _has_left_over(data, pixels):
+    "Tell whether the picture of a JPEG, height x width x 3, is complete before its data ends"
     scan = _jpeg_scan(data)
     if scan is None:
         return False
     start, end = scan
     length = len(data[start:end].rstrip(b'\x00\xff'))       # some writers pad
     cut = 8
-    if image.width % 16 or image.height % 16:               # the last block may lie outside the picture
-        cut += 3 * 256 * length // (image.width * image.height)     # 256 px: one block in 4:2:0
+    height, width = pixels.shape[:2]
+    if width % 16 or height % 16:                           # the last block may lie outside the picture
+        cut += 3 * 256 * length // (width * height)         # 256 px: one block in 4:2:0
     if length < 4 * cut:
         return False
-    with Image.open(io.BytesIO(data[:start + length - cut] + _IMAGE_END)) as shortened:
-        return np.array_equal(np.asarray(shortened), np.asarray(image))
+    with _pillow_open(io.BytesIO(data[:start + length - cut] + _IMAGE_END)) as shortened:
+        for bottom in range(height, 0, -_STRIP):            # what is cut off lies at the end
+            top = max(bottom - _STRIP, 0)
+            again = _to_rgb(shortened.crop((0, top, width, bottom)))
+            if not np.array_equal(np.asarray(again), pixels[top:bottom]):
+                return False
+    return True
 
 # %% ../../nbs/core/01_images.ipynb #c019
-def _block_jumps(image):
-    "Find where brightness jumps between rows of 8 x 8 blocks: borders x columns of blocks, bool"
-    borders = np.arange(8, image.shape[0] - 1, 8)
-    n_columns = image.shape[1] // 8
-    rows = [image[borders + offset, :n_columns * 8].astype(np.int16) for offset in (-2, -1, 0, 1)]
+def _jumps_in(strip):
+    "Find jumps between the rows of blocks of one strip, which begins with a block"
+    borders = np.arange(8, strip.shape[0] - 1, 8)
+    n_columns = strip.shape[1] // 8
+    rows = [strip[borders + offset, :n_columns * 8].astype(np.int16) for offset in (-2, -1, 0, 1)]
     steps = [np.abs(below - above).max(-1) for above, below in zip(rows, rows[1:])]
     before, across, after = (step.reshape(len(borders), n_columns, 8).mean(2) for step in steps)
     slope = (before + after) / 2
     is_drawing = np.minimum(before, after) == 0     # frame, bar, inset; optics leave some slope everywhere
     return (across > 18) & (across > 3 * slope + 3) & ~is_drawing     # gray levels
 
+def _block_jumps(image):
+    "Find where brightness jumps between rows of 8 x 8 blocks: borders x columns of blocks, bool"
+    return np.concatenate([_jumps_in(strip) for strip in _strips(image, more=2)])
+
+def _block_jumps_sideways(image):
+    "Find where brightness jumps between columns of 8 x 8 blocks: borders x rows of blocks, bool"
+    return np.concatenate([_jumps_in(strip.swapaxes(0, 1)) for strip in _strips(image)], axis=1)
+
 def _garbage_row(image):
     "Give the first pixel row of decoding garbage, or None"
     borders = np.flatnonzero(_block_jumps(image).sum(1) >= 6)
     if not len(borders):
         return None
-    sideways = _block_jumps(image.swapaxes(0, 1))
+    sideways = _block_jumps_sideways(image)
     is_seam = sideways.sum(1) > max(6, sideways.shape[1] / 2)       # a mosaic's seams run through the picture
     beside = sideways[~is_seam].sum(0)
     pairs = beside[1:] + beside[:-1]                                # blocks may be 16 px high
@@ -279,19 +383,20 @@ _FETCH_AGAIN = 'fetch the original file again'
 
 def _is_gray_drawn(pixels):
     "Tell a gray frame, bar or inset from data that ended early, whose gray begins within a row of blocks"
-    is_gray = (pixels == 128).all(2)[::-1]
-    n_full = int(is_gray.all(1).cumprod().sum())            # rows from below that are gray from left to right
-    n_right = int(is_gray[:, -8:].all(1).cumprod().sum())   # rows from below that are gray at the right end
+    right = (pixels[::-1, -8:] == 128).all((1, 2))
+    full = np.concatenate([(strip == 128).all((1, 2)) for strip in _strips(pixels)])[::-1]
+    n_full = int(full.cumprod().sum())              # rows from below that are gray from left to right
+    n_right = int(right.cumprod().sum())            # rows from below that are gray at the right end
     n_more = n_right - n_full
     return n_more > 16 or (n_full > 0 and n_more < 8)       # blocks are 8 or 16 px high
 
-def _check_content(path, data, image, pixels):
+def _check_content(path, is_jpeg, pixels):
     "Refuse a picture that a decoder made up in part"
-    if image.format in ('JPEG', 'MPO'):
+    if is_jpeg:
         if (pixels[-8:, -8:] == 128).all():
             if not _is_gray_drawn(pixels):
                 raise BadImage(path, 'the JPEG ends early, its last part is plain gray', _FETCH_AGAIN)
-        elif _has_left_over(data, image):
+        elif _has_left_over(split_page(path)[0].read_bytes(), pixels):
             problem = 'the JPEG is damaged, its picture is complete before its data ends'
             raise BadImage(path, problem, _FETCH_AGAIN)
     row = _garbage_row(pixels)
@@ -300,46 +405,52 @@ def _check_content(path, data, image, pixels):
         raise BadImage(path, problem, _FETCH_AGAIN)
 
 # %% ../../nbs/core/01_images.ipynb #c046
-def _open_any(path, data):
+def _open_any(path):
     "Open a picture by Pillow, or a TIFF that Pillow does not know by OpenCV"
     try:
-        return _open(path, None if data is None else io.BytesIO(data))
+        return _open(path)
     except BadImage:
-        if data is None or data[:4] not in (b'II*\0', b'MM\0*'):
+        file = split_page(path)[0]
+        if not file.is_file():
             raise
-        return _read_deep(data, path)
+        with file.open('rb') as stream:
+            if stream.read(4) not in (b'II*\0', b'MM\0*'):
+                raise
+        return _read_deep(path)
 
-def _decode(image, data, path):
-    "Decode an opened picture: RGB pixels as stored, and upright"
+def _decode(image, path):
+    "Decode an opened picture: RGB pixels as stored, and their EXIF orientation"
+    is_channels = _turn_to_page(path, image)
+    _check_size(path, image.size)
     orientation = _orientation(image)
-    if _is_deep(image, data):
-        image = _read_deep(data, path)
-    pixels = np.array(_to_rgb(image, path))
-    if orientation == 1:
-        return pixels, pixels
-    return pixels, np.array(_to_rgb(ImageOps.exif_transpose(image), path))
+    if is_channels:
+        return _to_8bit(read_channels(split_page(path)[0]), path), orientation
+    if _is_deep(image, split_page(path)[0]):
+        return _pixels_of(_read_deep(path, image.tell()), path), orientation if image.format == 'PNG' else 1
+    image.load()
+    return _pixels_of(image, path), _orientation(image)     # Pillow turns some formats itself
 
 def read_image(
-    path,           # an image file: JPEG, PNG, TIFF, BMP
+    path,           # an image file: JPEG, PNG, TIFF, BMP; or a page of a TIFF, `fields.tif#2`
 ) -> np.ndarray:    # height x width x 3, uint8, RGB, upright; BadImage names what cannot be trusted
     "Read a picture as 8-bit RGB, and refuse one that is broken"
     path = Path(path)
     with any_size():
-        data = path.read_bytes() if path.is_file() else None
-        image = _open_any(path, data)
-        _check_size(path, image.size)
+        image = _open_any(path)
+        size, is_jpeg = image.size, image.format in ('JPEG', 'MPO')
         try:
-            _refuse_pages(path, image)
-            pixels, upright = _decode(image, data, path)
-            _check_content(path, data, image, pixels)
+            pixels, orientation = _decode(image, path)
+            image.close()
+            del image               # its memory, before more is needed
+            _check_content(path, is_jpeg, pixels)
         except BadImage:
             raise
         except MemoryError as error:
-            problem = f'{image.width} x {image.height} px do not fit into memory'
+            problem = f'{size[0]} x {size[1]} px do not fit into memory'
             raise BadImage(path, problem, 'cut it into fields') from error
         except Exception as error:
             raise BadImage(path, f'it cannot be decoded ({error})', _COPY_AGAIN) from error
-    return upright
+    return _upright(pixels, orientation)
 
 # %% ../../nbs/core/01_images.ipynb #rgb1
 def check_rgb(

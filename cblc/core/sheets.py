@@ -26,6 +26,7 @@ class Fault(NamedTuple):
     row: str        # its line, shape or key; empty where the whole file is meant
     problem: str    # what is wrong
     remedy: str     # what to do about it
+    kind: str = 'fault'     # or 'note': left out on purpose, nothing has to be mended
 
 _BLANKS = r'[\s\u200b\u200e\u200f\u2060\ufeff]+'
 
