@@ -277,7 +277,7 @@ def parse_arguments():
     parser.add_argument('--out', required=True)
     parser.add_argument('--work', help='folder for crops and unfinished training')
     parser.add_argument('--without', nargs='*', default=[], help='sets to leave out; also drawn, ground')
-    for name, default in dict(epochs=10, fields=120, workers=os.cpu_count()).items():
+    for name, default in dict(epochs=8, fields=120, workers=os.cpu_count()).items():
         parser.add_argument(f'--{name}', type=int, default=default)
     parser.add_argument('--quick', action='store_true')
     arguments = parser.parse_args()
