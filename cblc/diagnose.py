@@ -14,26 +14,15 @@ import pandas as pd
 from .core.bundle import read_bundle, shipped
 from .core.errors import InputError
 from .core.run import Run, hide_folders, remove
-from .core.slides import SLIDE_SUFFIXES, slide_fields
+from .core.slides import SLIDE_SUFFIXES, is_slide, slide_fields
 from .core.images import BadImage, image_paths
 
 # %% ../nbs/07_diagnose.ipynb #c005
 @dataclass(frozen=True)
 class Pictures:
     "The pictures of one patient"
-    images: pd.DataFrame  # image_id, path; a row a picture
-    um_per_px: float      # micrometers a pixel of the slide; None where there is none, or it does not say
+    images: pd.DataFrame  # image_id, path; of slides' fields also source, x, y, core, um_per_px
     problems: list        # a line for each file that cannot be used
-
-
-def _is_slide(path):
-    "Tell a slide from a picture, by its suffix or by what a TIFF holds"
-    if path.suffix.lower() in SLIDE_SUFFIXES:
-        return True
-    if path.suffix.lower() not in ('.tif', '.tiff'):
-        return False
-    import openslide
-    return openslide.OpenSlide.detect_format(str(path)) not in (None, 'generic-tiff')
 
 
 def _files_in(folder):
@@ -50,24 +39,23 @@ def gather(
     fields,  # folder for the fields that are cut from slides
 ) -> Pictures:
     "Collect the pictures of one patient"
-    paths, problems, rows, um_per_px = [], [], [], None
+    paths, problems, rows = [], [], []
     for path in map(Path, inputs):
         if not path.exists():
             problems.append(f'{path}: no such file; check the path')
         paths += _files_in(path) if path.is_dir() else [path] * path.exists()
     for path in dict.fromkeys(paths):
         try:
-            if _is_slide(path):
-                cut, um_per_px = slide_fields(path, fields)
-                rows += cut.to_dict('records')
+            if is_slide(path):
+                rows += slide_fields(path, fields).to_dict('records')
             else:
                 rows.append(dict(image_id=path.stem, path=path))
         except BadImage as error:
             problems.append(str(error))
-    images = pd.DataFrame(rows, columns=['image_id', 'path'])
+    images = pd.DataFrame(rows, columns=['image_id', 'path', 'source', 'x', 'y', 'core', 'um_per_px'])
     is_double = images.image_id.duplicated(keep=False)
     images.loc[is_double, 'image_id'] = [f'{path.parent.name}/{path.name}' for path in images.path[is_double]]
-    return Pictures(images, um_per_px, problems)
+    return Pictures(images, problems)
 
 # %% ../nbs/07_diagnose.ipynb #c011
 def smear_dates(
@@ -116,9 +104,8 @@ def _name_cells(pictures, patient, classifier, segmenter):
     from cblc.hospital.centers import classify_images
     from cblc.segmentation import Segmenter
     images = pictures.images.assign(patient_id=patient, center='')
-    scale = {'': pictures.um_per_px} if pictures.um_per_px else None
     cells, crops, unreadable = classify_images(
-        images, Segmenter.load(segmenter or None), classifier, um_per_px=scale, adapt=True)
+        images, Segmenter.load(segmenter or None), classifier, adapt=True)
     if len(unreadable) == len(images):
         raise InputError(unreadable[0])
     return images, cells, crops, unreadable

@@ -15,7 +15,7 @@ from shapely import affinity
 from .core.bundle import Bundle, read_bundle, shipped
 from .core.engine import open_engine, progress_bar
 from .core.images import BadImage, check_rgb, image_size, read_image
-from .core.slides import tile_starts
+from .core.slides import pixel_sizes, tile_starts
 
 # %% ../nbs/01_segmentation.ipynb #c020
 @dataclass(frozen=True)
@@ -303,20 +303,29 @@ def _readable(paths):
     return images
 
 
+def _scale_group(row, um_per_px):
+    "Tell which pictures share a scale: those of one pixel size, of one slide, or of one size in a center"
+    if um_per_px:
+        return row.center, um_per_px
+    source = getattr(row, 'source', None)
+    return row.center, source if isinstance(source, str) else image_size(row.path)
+
+
 def _scales(images, segmenter, um_per_px, n=8):
-    "Give (center, size) -> scale, from a few readable pictures of each group"
-    groups = {}
+    "Give image_id -> scale, from a few readable pictures of each group"
+    groups, group_of, scales = {}, {}, {}
     for row in images.itertuples():
         try:
-            groups.setdefault((row.center, image_size(row.path)), []).append(row.path)
+            group = group_of[row.image_id] = _scale_group(row, um_per_px[row.image_id])
         except BadImage:
             continue
-    scales = {}
-    for (center, size), paths in groups.items():
-        chosen = np.unique(np.linspace(0, len(paths) - 1, n).astype(int))
-        pictures = _readable([paths[i] for i in chosen])
-        scales[center, size] = shared_scale(pictures, segmenter, um_per_px.get(center))
-    return scales
+        groups.setdefault(group, []).append(row)
+    for group, rows in groups.items():
+        size = um_per_px[rows[0].image_id]
+        chosen = np.unique(np.linspace(0, len(rows) - 1, n).astype(int))
+        pictures = [None] if size else _readable([rows[i].path for i in chosen])
+        scales[group] = shared_scale(pictures, segmenter, size)
+    return {image_id: scales[group] for image_id, group in group_of.items()}
 
 # %% ../nbs/01_segmentation.ipynb #n031
 def is_whole(
@@ -334,21 +343,22 @@ _KEYS = ['cell_id', 'image_id', 'patient_id', 'center', 'polygon', 'score', 'who
 
 
 def segment_images(
-    images: pd.DataFrame,    # image_id, path; patient_id and center where known
+    images: pd.DataFrame,    # image_id, path; patient_id, center, um_per_px and source where known
     segmenter: Segmenter,    # see `Segmenter.load`
-    um_per_px: dict = None,  # center -> micrometers a pixel, where known
+    um_per_px: dict = None,  # center -> micrometers a pixel, where known and `images` does not tell
     progress: bool = True,   # a bar, on a terminal and after 2 s
 ) -> tuple:                  # cells table with polygon, score and all keys; problems, a line each
     "Find the cells of all images; unreadable ones are named, not fatal"
     images = images.assign(**{c: images.get(c, '') for c in ('patient_id', 'center')})
-    scales, tables, problems = _scales(images, segmenter, um_per_px or {}), [], []
+    scales = _scales(images, segmenter, pixel_sizes(images, um_per_px))
+    tables, problems = [], []
     for row in progress_bar(images.itertuples(), 'finding cells', len(images), progress):
         try:
             image = read_image(row.path)
         except BadImage as error:
             problems.append(str(error))
             continue
-        scale = scales.get((row.center, image_size(row.path)), np.nan)
+        scale = scales.get(row.image_id, np.nan)
         found = segmenter.predict(image, scale=scale if np.isfinite(scale) else None)
         keys = dict(image_id=row.image_id, patient_id=row.patient_id, center=row.center,
                     whole=is_whole(found.polygon, image.shape[1::-1]))

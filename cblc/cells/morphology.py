@@ -18,6 +18,7 @@ from ..core.contours import mask_to_polygon, polygon_to_mask
 from ..core.engine import cores, progress_bar
 from ..core.errors import InputError
 from ..core.images import check_rgb, read_image
+from ..core.slides import pixel_sizes
 from ..matching import clean_polygons
 from ..segmentation import SegmentSettings, equivalent_diameter
 
@@ -282,22 +283,15 @@ def _crops_of_image(path, cells, settings, scales, nuclei):
 
 
 def _known_images(images, rows):
-    "Index the images table by image_id; InputError where it lacks one that has cells"
-    known = images.drop_duplicates('image_id').set_index('image_id')
+    "Index the images table by image_id; InputError where it lacks one that has cells, or has one twice"
+    known = images.set_index('image_id')
+    for image_id in known.index[known.index.duplicated()]:
+        raise InputError('is the id of several images', 'give each an id of its own', f'image_id {image_id}')
     for image_id in rows:
         if image_id not in known.index:
             problem = f'has {len(rows[image_id])} cells but no row in the images table'
             raise InputError(problem, 'add it', f'image {image_id}')
     return known
-
-
-def _um_by_image(um_per_px, known):
-    "Give image_id -> micrometers per pixel, from one number or from those of the centers"
-    if not isinstance(um_per_px, dict):
-        return dict.fromkeys(known.index, um_per_px)
-    if 'center' not in known:
-        return {}
-    return {image_id: um_per_px.get(center) for image_id, center in known['center'].items()}
 
 
 def _assumed_um(scales, cells, known, settings):
@@ -321,18 +315,18 @@ def _in_order(tables, rows, cells):
 
 # %% ../../nbs/cells/01_morphology.ipynb #n015
 def crops_of_cohort(
-    images,                   # images table: image_id, path (and center, where um_per_px is by center)
+    images,                   # images table: image_id, path; um_per_px or center where known
     cells,                    # cells table: image_id, polygon
     settings: CropSettings = CropSettings(),  # how to cut
     progress: bool = True,    # a bar, on a terminal and after 2 s
-    um_per_px=None,           # micrometers per pixel: one number, or by center as in Cohort.um_per_px
+    um_per_px=None,           # micrometers per pixel where `images` does not tell: one number, or by center
     nuclei: bool = False,     # take N:C from the `nucleus` column where it is drawn
     workers: int = None,      # threads; None: the cores
 ) -> tuple:                   # crops n x size x size x 3 uint8; morphology table; both in `cells`' order
     "Cut and measure every cell of a cells table, reading each image once"
     rows = cells.groupby('image_id', sort=False).indices
     known = _known_images(images, rows)
-    scales = _um_by_image(um_per_px, known)
+    scales = pixel_sizes(images, um_per_px)
     assumed = _assumed_um(scales, cells, known, settings)
 
     def cut_and_measure(name):
