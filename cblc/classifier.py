@@ -414,7 +414,7 @@ def _bundle_vocabulary(bundle, leaves):
     "Read the vocabulary a bundle carries; the shipped one where it has codes and carries none"
     rows = bundle.meta.get('vocabulary')
     if rows:
-        return Vocabulary.from_rows(rows, bundle.path)
+        return Vocabulary.from_rows(rows, bundle.path/'bundle.json')
     return VOCABULARY if leaves.has_cblc else None
 
 

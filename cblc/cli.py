@@ -122,15 +122,15 @@ def _add_walks(command):
 
 # %% ../nbs/09_cli.ipynb #c011
 def _check(args):
-    "Print every fault of a cohort; 1 where there is one"
+    "Print every fault of a cohort, and what is left out on purpose; 1 where there is a fault"
+    from cblc.core.contour_faults import count_faults
     from cblc.sources.check import check_cohort
-    faults = check_cohort(args.cohort)
-    for fault in faults.itertuples():
-        has_row = fault.row == fault.row and fault.row not in ('', None)
-        place = f'{fault.file}, row {fault.row}' if has_row else fault.file
-        print(f'{place}: {fault.problem}; {fault.remedy}')
-    print(f'{args.cohort}: {len(faults) or "no"} faults')
-    return 1 if len(faults) else 0
+    faults = list(check_cohort(args.cohort).fillna('').itertuples(index=False))
+    for fault in sorted(faults, key=lambda fault: fault.kind):
+        place = f'{fault.file}, {fault.row}' if fault.row else fault.file
+        print(f'{"note: " * (fault.kind == "note")}{place}: {fault.problem}; {fault.remedy}')
+    print(f'{args.cohort}: {count_faults(faults)}')
+    return 1 if any(fault.kind == 'fault' for fault in faults) else 0
 
 
 def _convert(args):
@@ -207,16 +207,22 @@ def _system_fault(error):
     return ' '.join(f'{where}{error.strerror or error}; {remedy}'.split())
 
 
-def _print_warning(message, *place, **where):
-    "Print a warning as a line for whoever runs a command, without the place in the code"
-    print(f'cblc: {message}', file=sys.stderr)
+def _warning_printer():
+    "Give what prints a warning as a line, without the place in the code, each line once"
+    printed = set()
+
+    def show(message, *place, **where):
+        if str(message) not in printed:
+            printed.add(str(message))
+            print(f'cblc: {message}', file=sys.stderr)
+    return show
 
 
 def _run(args):
     "Run a command: its exit code, and one line where the input is at fault or it was interrupted"
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _print_warning
+            warnings.showwarning = _warning_printer()
             return args.run(args) or 0
     except InputError as error:
         print(f'cblc {args.command}: {error}', file=sys.stderr)

@@ -18,11 +18,11 @@ import pandas as pd
 from .core.annotations import annotation_outlines, sniff_format, write_annotations
 from .core.contour_faults import Surroundings, fault_summary, stated_sizes, usable_outlines
 from .core.contours import polygon_parts
-from .core.errors import DISCLAIMER, InputError
+from .core.errors import DISCLAIMER, InputError, refuse_damage
 from .core.images import BadImage, image_size
 from .core.listing import place_in, read_listing
 from .core.outlines import outlines_to_cells
-from .core.run import safe_name, write_csv
+from .core.run import safe_name, write_csv, write_whole
 from .core.sheets import read_sheet
 
 # %% ../nbs/00_data.ipynb #c039
@@ -52,6 +52,10 @@ def _vocabulary_table(rows, where):
     twice = table.code[table.code.duplicated()]
     if len(twice):
         raise InputError(f'code {twice.iloc[0]!r} stands twice', 'keep one row', where)
+    alike = table.code[table.code.str.casefold().duplicated(keep=False)]
+    if len(alike):
+        problem = f'codes {" and ".join(map(repr, alike[:2]))} differ in the case of letters alone'
+        raise InputError(problem, 'give one of them another name', where)
     for column in _FLAG_COLUMNS:
         flags = table[column].astype(str).str.lower()
         odd = ~flags.isin(_YES_NO)
@@ -74,7 +78,8 @@ class Vocabulary:
         where: str = 'vocabulary',      # file or bundle that the rows come from, for the error
     ) -> 'Vocabulary':                  # InputError names the column or code at fault
         "Build a vocabulary from rows as a table or JSON holds them"
-        return cls(_vocabulary_table(rows, where))
+        with refuse_damage(where, 'give one row a code, as in the vocabulary that ships'):
+            return cls(_vocabulary_table(rows, where))
 
     @classmethod
     def from_csv(
@@ -87,8 +92,8 @@ class Vocabulary:
             raise InputError('no such file', 'correct the path of the vocabulary', path)
         sheet = read_sheet(path, VOCABULARY_COLUMNS)
         if sheet.faults:
-            row, problem, remedy = sheet.faults[0][1:]
-            raise InputError(f'{row}: {problem}', remedy, path)
+            first = sheet.faults[0]
+            raise InputError(f'{first.row}: {first.problem}', first.remedy, path)
         return cls.from_rows(sheet.table.fillna('').astype(object).to_dict('records'), path)
 
     @classmethod
@@ -106,7 +111,7 @@ class Vocabulary:
     ):
         "Write the table, flags as yes and no"
         flags = {column: self.table[column].map({True: 'yes', False: 'no'}) for column in _FLAG_COLUMNS}
-        self.table.assign(**flags).to_csv(path, index=False)
+        write_csv(self.table.assign(**flags), path)
 
     def __eq__(self, other):
         return isinstance(other, Vocabulary) and self.to_rows() == other.to_rows()
@@ -268,7 +273,7 @@ def _sound_listing(root):
         more = f' ({_CHECK}, of {len(listing.findings)})' if len(listing.findings) > 1 else f' ({_CHECK})'
         raise InputError(problem, first.remedy + more, Path(root)/first.file)
     if listing.faults:
-        warnings.warn(f'left empty: {fault_summary(listing.faults)}', stacklevel=3)
+        warnings.warn(f'tables: {fault_summary(listing.faults)}; {_CHECK}', stacklevel=3)
     return listing
 
 def _with_centers(listing, root):
@@ -346,7 +351,7 @@ def write_cohort(
         cohort.vocabulary.to_csv(root/'vocabulary.csv')
     vocabulary = 'vocabulary.csv' if has_own_words else 'default'
     meta = dict(name=cohort.name, notice=DISCLAIMER, vocabulary=vocabulary, annotations=fmt, centers=centers)
-    (root/'cohort.toml').write_text(tomli_w.dumps(meta), encoding='utf-8')
+    write_whole(root/'cohort.toml', tomli_w.dumps(meta))
     write_csv(_as_typed(cohort.patients), root/'patients.csv')
     images = cohort.images.assign(path=paths).drop(columns='center', errors='ignore')
     write_csv(_as_typed(images), root/'images.csv')

@@ -19,6 +19,7 @@ from .cells.crops import STANDARD, CropSettings
 from .cells.frame import frame_experts, mark_frame
 from .core.bundle import read_bundle, shipped
 from .core.contours import read_cells, write_cells
+from .core.contour_faults import fault_summary
 from .core.errors import DISCLAIMER, InputError
 from .core.measures import axes_for, label_text
 from .core.run import (
@@ -339,8 +340,7 @@ def _log_faults(run, root):
     faults = check_cohort(root)
     write_csv(faults, run.folder / 'check.csv')
     if len(faults):
-        first = faults.iloc[0]
-        run.log(f'check: {len(faults)} faults, listed in check.csv; first: {first.file}: {first.problem}')
+        run.log(f'check, listed in check.csv: {fault_summary(list(faults.itertuples(index=False)))}')
 
 
 def _refuse_internal(cohort):

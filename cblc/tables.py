@@ -134,6 +134,17 @@ def _describe(classifier):
     figures = ', '.join(f'{name} {value:.3g}' for name, value in classifier.metrics.items())
     return f'started from {classifier.start}', *classifier.notes, f'validation: {figures}'
 
+# %% ../nbs/08_tables.ipynb #n016
+def _labels_of(sheet, path):
+    "List the labels; InputError where two differ in the case of letters alone: is it one kind or two?"
+    first = {}
+    for line, label in zip(sheet.lines, sheet.table.label):
+        other = first.setdefault(label.casefold(), label)
+        if other != label:
+            problem = f'row {line}: label {label!r} differs from {other!r} in the case of letters alone'
+            raise InputError(problem, 'write both alike, or give one another name', path)
+    return set(sheet.table.label)
+
 # %% ../nbs/08_tables.ipynb #n005
 UNFINISHED = 'an unfinished training; with the same cells and settings it goes on where it was stopped'
 
@@ -147,7 +158,7 @@ def fit_csv(
     say=print,           # what takes the lines about it
 ) -> Path:               # the bundle; InputError where the table is at fault
     "Train a classifier from a crop cohort's table, or go on where that was stopped"
-    out, labels = Path(out), set(_read_table(path, ['path', 'label']).table.label)
+    out, labels = Path(out), _labels_of(_read_table(path, ['path', 'label']), path)
     if isinstance(vocabulary, str):
         vocabulary = VOCABULARY if _are_known(labels, VOCABULARY) else None
     kind = 'free names, so there is no p_cblc' if vocabulary is None else 'the codes of the vocabulary'

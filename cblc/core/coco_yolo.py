@@ -112,9 +112,10 @@ def _coco_outline(annotation, place, pictures, names, used):
     key, category = _key(annotation.get('image_id')), _key(annotation.get('category_id'))
     image_id, size = pictures.get(key) or (str(key), None)
     problem, remedy = _category_problem(category, names, used), 'list it, or correct the ids'
+    is_crowd = bool(annotation.get('iscrowd')) and pictures.get(key) is not None
     if pictures.get(key) is None:
         problem, remedy = 'its image is not listed in the file', 'list it under "images", once'
-    elif annotation.get('iscrowd'):
+    elif is_crowd:
         problem, remedy = 'a crowd (iscrowd), not one cell', 'outline its cells one by one, or take it out'
     parts, nucleus = [], annotation.get('nucleus') or None
     try:
@@ -123,7 +124,8 @@ def _coco_outline(annotation, place, pictures, names, used):
     except InputError as error:
         problem, remedy = error.problem, error.remedy
     code, cell_id = label_code(names.get(category)), _own_text(annotation, 'cell_id')
-    return Outline(*place, image_id, parts, code, cell_id, nucleus=nucleus, problem=problem, remedy=remedy)
+    return Outline(*place, image_id, parts, code, cell_id, nucleus=nucleus, problem=problem, remedy=remedy,
+                   is_note=is_crowd)
 
 # %% ../../nbs/core/06_coco_yolo.ipynb #c070
 def _outlines_of_file(file, doc, pictures):
@@ -212,8 +214,7 @@ def write_coco(
             annotations.append(keys | _coco_geometry(cell, (width, height), rle))
     doc = dict(info=dict(description=DISCLAIMER), images=listed, annotations=annotations,
                categories=[dict(id=number, name=label) for label, number in categories.items()])
-    out.write_text(json.dumps(doc, ensure_ascii=False), encoding='utf-8')
-    return out
+    return write_whole(out, json.dumps(doc, ensure_ascii=False))
 
 # %% ../../nbs/core/06_coco_yolo.ipynb #c029
 _NAME_FILES = ('classes.txt', 'obj.names', '_darknet.labels', 'predefined_classes.txt')
@@ -414,7 +415,7 @@ def write_yolo_seg(
     (out/'labels').mkdir(parents=True, exist_ok=True)
     sizes = image_sizes(images, 'a cells table')
     labels = sorted({cell_label(cell) for cell in cells.to_dict('records')})
-    (out/'classes.txt').write_text('\n'.join(labels) + '\n', encoding='utf-8')
+    write_whole(out/'classes.txt', '\n'.join(labels) + '\n')
     for image_id, _, rows in cells_by_image(cells, image_table(images)):
         lines = []
         for cell in rows:

@@ -47,6 +47,7 @@ class Outline:
     nucleus: list | None = None     # pieces of the nucleus, as `parts`
     problem: str | None = None      # what is wrong with it by its file's own rules
     remedy: str | None = None       # what to do about the problem
+    is_note: bool = False           # the problem is none: no cell, and left out on purpose
     qupath: dict | None = None      # what QuPath keeps of an object beside its class: id, type, measurements
 
     @property
@@ -124,8 +125,7 @@ def _join_nuclei(cells, nuclei):
         lobes = waiting.pop((pieces[0].image_id, pieces[0].group), []) if own is None else []
         joined.append(_joined([lobe.polygon for lobe in lobes]) if lobes else own)
     if waiting:
-        image_id = next(iter(waiting))[0]
-        warnings.warn(f'{len(waiting)} nuclei belong to no cell (first: image {image_id}); '
+        warnings.warn(f'{len(waiting)} nuclei belong to no cell (first: image {next(iter(waiting))[0]}); '
                       'give nucleus and cell the same group_id', stacklevel=3)
     return joined
 

@@ -26,6 +26,7 @@ class Fault(NamedTuple):
     row: str        # its line, shape or key; empty where the whole file is meant
     problem: str    # what is wrong
     remedy: str     # what to do about it
+    kind: str = 'fault'     # or 'note': left out on purpose, nothing has to be mended
 
 _BLANKS = r'[\s\u200b\u200e\u200f\u2060\ufeff]+'
 
@@ -71,7 +72,10 @@ def _table_text(path):
 def _separator(first_line, columns):
     "Choose the separator under which most of the wanted headings are found, then most headings"
     def fit(mark):
-        names = {clean_text(name) for name in next(csv.reader([first_line], delimiter=mark), [])}
+        try:
+            names = {clean_text(name) for name in next(csv.reader([first_line], delimiter=mark), [])}
+        except csv.Error:       # `_read_rows` says it, with the line
+            return 0, 0
         return len(names & set(columns)), len(names)
 
     return max(',;\t|', key=fit)

@@ -22,7 +22,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..core.engine import progress_bar
 from ..core.errors import InputError
 from ..learn.augment import Augment, CropBatches
-from ..learn.checkpoint import load_tensors, optimizer_state, own_seed, run_key, save_tensors
+from ..learn.checkpoint import clear_leftovers, load_tensors, optimizer_state
+from ..learn.checkpoint import own_seed, run_key, save_tensors
 from ..learn.training import fit_device
 
 # %% ../../nbs/diffusion/00_denoiser.ipynb #c005
@@ -395,12 +396,12 @@ class _Training:
         tensors |= {f'mean.{name}': value for name, value in self.average.module.state_dict().items()}
         for i, state in self.optimizer.state_dict()['state'].items():
             tensors |= {f'opt.{i}.{name}': value for name, value in state.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(path, tensors, dict(key=key, step=step, losses=self.losses))
 
     def load(self, path, key):
         "Take up a checkpoint of this training: the step to go on with, 0 where there is none"
         tensors, about = load_tensors(path)
+        clear_leftovers(path.parent, goes_on=about.get('key') == key)
         if about.get('key') != key:
             return 0
         parts = {'net': {}, 'mean': {}, 'opt': {}}

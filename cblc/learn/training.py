@@ -12,7 +12,7 @@ from pathlib import Path
 from ..core.engine import progress_bar
 from ..core.errors import InputError
 from .augment import CropBatches
-from .checkpoint import Checkpoint, JudgeEpoch
+from .checkpoint import Checkpoint, JudgeEpoch, clear_leftovers
 from .losses import AverageWeights, BorderPenalty, FreezeBackbone, LeafLoss
 from .losses import MeasureCells, MixCells, SharpAware, crop_measures
 from .settings import FitSettings
@@ -128,6 +128,7 @@ def _find_begun(folder, key, stage):
         return None, 0
     Path(folder).mkdir(parents=True, exist_ok=True)
     found = Checkpoint.find(folder, key)
+    clear_leftovers(folder, goes_on=bool(found[1]))
     return (found, found[1]['epoch']) if found[1].get('stage') == stage else (None, 0)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from ..core.errors import InputError
 from ..core.images import BadImage, read_image
-from ..core.listing import attempt, place_in, read_listing
+from ..core.listing import attempt, links_out, place_in, read_listing
 from ..core.outlines import outlines_to_cells
 from ..core.sheets import Fault
 from ..data import VOCABULARY, cohort_outlines, cohort_vocabulary
@@ -75,15 +75,16 @@ def _picture_faults(images, pictures, lines):
         yield Fault(image.path, row, problem, remedy)
 
 # %% ../../nbs/sources/08_check.ipynb #c016
-_NO_FAULTS = ('rectangle', 'passed over')
+_ON_PURPOSE = ('rectangle', 'passed over')
 
 def _warned_faults(caught):
-    "Take the warnings of readers as faults"
+    "Take the warnings of readers as faults or notes"
     for warning in caught:
         text = ' '.join(str(warning.message).split())
-        if not any(word in text for word in _NO_FAULTS):
-            problem, _, remedy = text.partition('; ')
-            yield Fault('annotations', '', problem, remedy or 'data/README.md says what each format holds')
+        kind = 'note' if any(word in text for word in _ON_PURPOSE) else 'fault'
+        problem, _, remedy = text.partition('; ')
+        remedy = remedy or 'data/README.md says what each format holds'
+        yield Fault('annotations', '', problem, remedy, kind)
 
 def _annotation_faults(root, meta, images, sizes, vocabulary):
     "Find the faults of the annotation files and of the outlines in them"
@@ -93,13 +94,20 @@ def _annotation_faults(root, meta, images, sizes, vocabulary):
         found, refusal = attempt(read, 'annotations')
         usable, faults = found or ([], [])
         outlines_to_cells(usable)
-    return [*(fault for _, fault in refusal), *faults, *_warned_faults(caught)]
+    warned = dict.fromkeys(_warned_faults(caught))
+    return [*(fault for _, fault in refusal), *faults, *warned]
+
+def _link_notes(root):
+    "Note the links that lead out of a cohort's folder"
+    for link in links_out(root):
+        problem = "a link that leads out of the cohort's folder"
+        yield Fault(link, '', problem, 'copy what it leads to before the folder is passed on', 'note')
 
 # %% ../../nbs/sources/08_check.ipynb #c021
 def check_cohort(
     root,               # a cohort's folder
-) -> pd.DataFrame:      # file, row, problem, remedy: one row a fault, empty where there is none
-    "List every fault of a cohort"
+) -> pd.DataFrame:      # file, row, problem, remedy, kind ('fault' or 'note'): empty where there is none
+    "List every fault of a cohort, and what is left out of it on purpose"
     root = Path(root)
     listing = read_listing(root)
     faults, meta, images = listing.faults, listing.meta, listing.images
@@ -110,4 +118,5 @@ def check_cohort(
         faults += _picture_faults(images, pictures, listing.image_lines)
         sizes = {images.image_id[k]: picture.size for k, picture in pictures.items() if picture.size}
         faults += _annotation_faults(root, meta, _placed(images, root), sizes, vocabulary or VOCABULARY)
+    faults += _link_notes(root)
     return pd.DataFrame(faults, columns=Fault._fields, dtype='string')

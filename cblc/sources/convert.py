@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from ..core.annotations import FORMATS, read_annotations, write_annotations
 from ..core.errors import InputError
+from ..core.listing import links_out
 from ..core.outlines import image_table
 from ..data import Cohort, read_cohort, write_cohort
 
@@ -36,6 +37,13 @@ def _refuse_inside(out, *inputs):
         if place.is_dir() and (out.resolve() == place or place in out.resolve().parents):
             raise InputError(f'the output would lie inside the input {given}', 'give a folder beside it', out)
 
+def _warn_links(folder):
+    "Warn where pictures are copied that lie elsewhere and are only linked to"
+    links = links_out(folder) if isinstance(folder, (str, Path)) and Path(folder).is_dir() else []
+    if links:
+        warnings.warn(f'{len(links)} links lead out of {folder} (first: {links[0]}); '
+                      'of what they lead to, pictures that images.csv lists are copied', stacklevel=3)
+
 def convert(
     src,            # a cohort's folder, or annotation files of a known format
     to: str,        # 'cohort' or a key of `cblc.core.annotations.FORMATS`
@@ -58,7 +66,11 @@ def convert(
     if to == 'cohort':
         if table is None:
             raise InputError('a cohort needs the pictures', 'pass images, the folder that holds them', src)
+        _warn_links(src if cohort else images)
         write_cohort(cohort or _cohort_of_strangers(cells, table), out)
-    else:
+        return out
+    try:
         write_annotations(cells[[field for field in _CELL_FIELDS if field in cells]], out, to, table)
+    except InputError as error:     # of cells that fit no picture: the writer does not know their file
+        raise InputError(error.problem, error.remedy, error.where or src) from error
     return out
