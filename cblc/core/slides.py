@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .errors import InputError
-from .images import BadImage
+from .images import FIELD_MARK, BadImage
 from .run import safe_name
 
 # %% ../../nbs/core/12_slides.ipynb #s004
@@ -153,12 +153,15 @@ def _read_region(slide, left, top, right, bottom):
 
 def _cut_field(slide, square, halo, out, name):
     "Write one square with its halo as PNG; give its row of the images table"
+    from PIL.PngImagePlugin import PngInfo
     x, y, width, height = square
     left, top = max(x - halo, 0), max(y - halo, 0)
     right, bottom = (min(end + halo, side) for end, side in zip((x + width, y + height), slide.dimensions))
     image_id = f'{name}_x{x}_y{y}'
     path = out/f'{safe_name(image_id)}.png'
-    _read_region(slide, left, top, right, bottom).save(path, compress_level=1)
+    mark = PngInfo()
+    mark.add_text('Comment', FIELD_MARK)
+    _read_region(slide, left, top, right, bottom).save(path, compress_level=1, pnginfo=mark)
     core = (x - left, y - top, x - left + width, y - top + height)
     return dict(image_id=image_id, path=path, source=name, x=left, y=top, core=core)
 
