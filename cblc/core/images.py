@@ -174,7 +174,7 @@ def _turn_to_page(path, image):
 
 def image_pages(
     path,           # of a file
-) -> list[Path]:    # one path a picture in it, as `read_image` takes it; the file's own where it cannot be read
+) -> list[Path]:    # one a picture in it, as `read_image` takes it; its own path where it cannot be read
     "List the pictures of a file, such as the pages of a TIFF"
     path = Path(path)
     if path.suffix.lower() not in ('.tif', '.tiff'):
@@ -182,7 +182,7 @@ def image_pages(
     try:
         with _open(path) as image:
             pages = _layout(path, path).pages if _has_pages(image) else (0,)
-    except BadImage:            # `read_image` says why
+    except Exception:           # of a refused or damaged file, whatever it causes: `read_image` says it
         return [path]
     if len(pages) == 1:
         return [path]

@@ -223,8 +223,20 @@ def _figures_beside(summary):
     return figures
 
 
+def _finer_rows(counted, category, vocabulary, total):
+    "Count a category's leaves, where the model names them"
+    own = counted[counted.category == category]
+    if 'leaf' not in own or own.leaf.nunique() < 2 and category != 'other':
+        return []
+    counts, meaning = own.leaf.value_counts(), vocabulary.table.meaning.to_dict()
+    return [
+        dict(leaf=leaf, meaning=meaning.get(leaf, ''), n=int(n), pct=percent(n / total))
+        for leaf, n in counts.items() if leaf != category
+    ]
+
+
 def _count_rows(cells, vocabulary):
-    "Lay the counts out by lineage and category"
+    "Lay the counts out by lineage, category and leaf"
     counts, counted = count_cells(cells, vocabulary=vocabulary), counted_cells(cells)
     n_cblc = counted[counted.cblc.astype(bool)].category.value_counts()
     total, largest = max(int(counts.sum()), 1), max(int(counts.max()), 1)
@@ -234,7 +246,8 @@ def _count_rows(cells, vocabulary):
         rows = [
             dict(category=category, meaning=_meaning(category, vocabulary), color=_color(category),
                  n=int(counts[category]), pct=percent(counts[category] / total), mark=category in holds_cblc,
-                 n_cblc=int(n_cblc.get(category, 0)), width=round(100 * counts[category] / largest, 1))
+                 n_cblc=int(n_cblc.get(category, 0)), width=round(100 * counts[category] / largest, 1),
+                 finer=_finer_rows(counted, category, vocabulary, total))
             for category in categories.index
         ]
         n = sum(row['n'] for row in rows)
