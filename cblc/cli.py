@@ -141,8 +141,14 @@ def _convert(args):
 
 def _fit(args):
     "Fit a classifier to a table of single-cell pictures"
-    from cblc.tables import fit_csv
+    from cblc.tables import adapt_csv, fit_csv
     options = _given(epochs=args.epochs, size=args.size, seed=args.seed)
+    if args.start:
+        superfluous = ' '.join(f'--{name}' for name in [*options, *['recipe']*bool(args.recipe)])
+        if superfluous:
+            raise InputError('a start brings these along', f'leave {superfluous} out', superfluous)
+        print(adapt_csv(args.cells, args.start, args.out, args.arch))
+        return
     if args.recipe == 'diffusion':
         from cblc.diffusion.classifier import DiffusionSettings
         if args.arch:
@@ -174,6 +180,8 @@ def _add_files(command):
     parser = command('fit', _fit, 'a classifier bundle from a table of single-cell pictures')
     parser.add_argument('cells', metavar='CELLS.csv')
     parser.add_argument('--out', required=True, metavar='BUNDLE')
+    parser.add_argument('--start', default='', metavar='BUNDLE',
+                        help="go on from this bundle with a laboratory's own few cells")
     _add_training(parser)
     parser = command('predict', _predict, 'name the cells of a table')
     parser.add_argument('cells', metavar='CELLS.csv')

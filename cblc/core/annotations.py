@@ -35,8 +35,8 @@ FORMATS = {
 
 def _known_format(name):
     "Look up a format, and refuse a name that is none"
-    if name not in FORMATS:
-        raise InputError(f'annotation format {name!r} is not known', f'use one of {", ".join(FORMATS)}')
+    if not isinstance(name, str) or name not in FORMATS:
+        raise InputError(f'annotation format {name!r:.60} is not known', f'use one of {", ".join(FORMATS)}')
     return FORMATS[name]
 
 # %% ../../nbs/core/08_annotations.ipynb #c044
