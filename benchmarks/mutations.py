@@ -9,7 +9,6 @@ time a hang, 1 GB of memory too much, and a refusal that lacks the file or a rem
 """
 import argparse
 import base64
-import copy
 import csv
 import io
 import json
@@ -249,7 +248,7 @@ def read_crops(folder):
     paths = [place_in(folder, name) for name in sheet.table.path.dropna()]
     *_, problems = read_singles(paths, 32, progress=False)
     if problems and len(problems) == len(paths):
-        raise InputError(*problems[0].rsplit('; ', 1))
+        raise InputError('none of its pictures could be read', problems[0], folder/'cells.csv')
 
 
 def open_bundle(folder):
@@ -358,10 +357,10 @@ def all_kinds(scratch):
     for name, files, share in annotation_kinds():
         kinds.append(Kind(name, files | {'images/a.png': PNG}, tuple(files), read_annotation, share))
     for name, files in picture_kinds():
-        kinds.append(Kind(name, files, tuple(files), read_pictures, 1.5))
+        kinds.append(Kind(name, files, tuple(files), read_pictures, 2))
     cohort = cohort_files()
     for file in sorted(set(cohort) - {'images/b.png'}):
-        kinds.append(Kind(f'cohort {file}', cohort, (file,), read_whole_cohort, 1))
+        kinds.append(Kind(f'cohort {file}', cohort, (file,), read_whole_cohort, .5))
     crops = crop_files()
     kinds.append(Kind('crop cohort', crops, tuple(crops), read_crops, 2))
     bundle = bundle_files(scratch/'bundle')
@@ -372,7 +371,7 @@ def all_kinds(scratch):
     results = result_files()
     kinds.append(Kind('center.json', results, tuple(results), sum_centers, 1))
     kinds.append(Kind('cells.parquet', cells_table(), ('cells.parquet',), open_cells, 1))
-    kinds.append(Kind('slide', {'s.svs': slide()}, ('s.svs',), open_slide, 1))
+    kinds.append(Kind('slide', {'s.svs': slide()}, ('s.svs',), open_slide, .5))
     return kinds
 
 
@@ -417,9 +416,14 @@ def places(value, path=()):
         yield from places(inside, (*path, key))
 
 
+def copied(value):
+    "Copy a document; not step by step, which ends at some depth"
+    return json.loads(json.dumps(value))
+
+
 def damage_document(doc, rng):
     "Change a few entries of a document"
-    doc = copy.deepcopy(doc)
+    doc = copied(doc)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         paths = [path for path in places(doc) if path]
         if not paths or rng.random() < .02:
@@ -433,7 +437,7 @@ def damage_document(doc, rng):
         if action < .2:
             del holder[key]
         elif action < .3 and isinstance(holder, list):
-            holder.insert(key, copy.deepcopy(rng.choice(holder)))
+            holder.insert(key, copied(rng.choice(holder)))
         elif action < .35 and isinstance(holder, dict):
             holder[rng.choice(('x', '', 'Points', 'é', str(key).upper(), f'{key} '))] = holder.pop(key)
         else:

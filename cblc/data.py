@@ -216,8 +216,14 @@ def cohort_vocabulary(
     meta: dict,     # its cohort.toml as read
 ) -> Vocabulary:    # the cohort's own; the one that ships where it names none
     "Read the vocabulary that a cohort names"
-    name = meta.get('vocabulary', 'default')
-    return VOCABULARY if name == 'default' else Vocabulary.from_csv(place_in(root, str(name)))
+    name = str(meta.get('vocabulary', 'default'))
+    if name == 'default':
+        return VOCABULARY
+    try:
+        return Vocabulary.from_csv(place_in(root, name))
+    except InputError as error:
+        where = f'vocabulary of {Path(root)/"cohort.toml"}, {error.where or name:.200}'
+        raise InputError(error.problem, error.remedy, where) from error
 
 # %% ../nbs/00_data.ipynb #c014
 _CHECK = 'cblc check lists every fault'
@@ -230,7 +236,7 @@ def cohort_outlines(
     vocabulary: Vocabulary,     # of the codes
 ) -> tuple:                     # the `Outline`s that can be used; `Fault`s of the others
     "Read the annotations of a cohort"
-    folder = Path(root)/'annotations'
+    folder = place_in(root, 'annotations')
     if not folder.is_dir() or not any(folder.iterdir()):
         return [], []
     fmt = meta.get('annotations') or sniff_format(folder)

@@ -42,11 +42,10 @@ def _read_table(path, needed):
 
 def _picture(folder, name):
     "Find a picture of a table: slashes either way, accented letters in whichever form the disk has them"
-    plain = name if (folder/name).exists() else name.replace('\\', '/')
     try:
-        return place_in(folder, plain)
+        return place_in(folder, name)
     except InputError:      # outside the table's folder, as one's own pictures may be
-        return folder/plain
+        return folder/name.replace('\\', '/')
 
 
 def _skipped_rows(sheet):

