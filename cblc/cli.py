@@ -141,8 +141,14 @@ def _convert(args):
 
 def _fit(args):
     "Fit a classifier to a table of single-cell pictures"
-    from cblc.tables import fit_csv
+    from cblc.tables import adapt_csv, fit_csv
     options = _given(epochs=args.epochs, size=args.size, seed=args.seed)
+    if args.start:
+        superfluous = ' '.join(f'--{name}' for name in [*options, *['recipe']*bool(args.recipe)])
+        if superfluous:
+            raise InputError('a start brings these along', f'leave {superfluous} out', superfluous)
+        print(adapt_csv(args.cells, args.start, args.out, args.arch))
+        return
     if args.recipe == 'diffusion':
         from cblc.diffusion.classifier import DiffusionSettings
         if args.arch:
@@ -174,6 +180,8 @@ def _add_files(command):
     parser = command('fit', _fit, 'a classifier bundle from a table of single-cell pictures')
     parser.add_argument('cells', metavar='CELLS.csv')
     parser.add_argument('--out', required=True, metavar='BUNDLE')
+    parser.add_argument('--start', default='', metavar='BUNDLE',
+                        help="go on from this bundle with a laboratory's own few cells")
     _add_training(parser)
     parser = command('predict', _predict, 'name the cells of a table')
     parser.add_argument('cells', metavar='CELLS.csv')
@@ -201,10 +209,19 @@ def _system_fault(error):
     "Say in one line what the system refused, and what may help"
     remedies = {errno.ENOSPC: 'make room, and run it again', errno.EDQUOT: 'make room, and run it again',
                 errno.EROFS: 'give another folder', errno.EACCES: 'look at its permissions',
-                errno.ENAMETOOLONG: 'give a shorter name'}
+                errno.ENAMETOOLONG: 'give a shorter name',
+                errno.EFBIG: 'raise the limit on the size of a file (ulimit -f)'}
     where = f'{error.filename}: ' if error.filename else ''
     remedy = remedies.get(error.errno, 'look at the disk and at the paths given')
     return ' '.join(f'{where}{error.strerror or error}; {remedy}'.split())
+
+
+_NO_MEMORY = ('allocate memory', 'failed to map segment', 'bad_alloc', 'out of memory')
+
+
+def _lacks_memory(error):
+    "Tell whether an exception says that memory was lacking, in the words of a library"
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def _warning_printer():
@@ -230,11 +247,14 @@ def _run(args):
     except KeyboardInterrupt:
         print(f'cblc {args.command}: interrupted', file=sys.stderr)
         return 130
-    except MemoryError:
-        print(f'cblc {args.command}: out of memory; give fewer or smaller pictures', file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk, a folder that cannot be written into, a share that went away
-        print(f'cblc {args.command}: {_system_fault(error)}', file=sys.stderr)
+    except (MemoryError, OSError, ImportError, RuntimeError) as error:
+        if _lacks_memory(error):
+            fault = 'out of memory; give fewer or smaller pictures, or end other programs'
+        elif isinstance(error, OSError):  # a full disk, no right to write, a share that went away
+            fault = _system_fault(error)
+        else:
+            raise
+        print(f'cblc {args.command}: {fault}', file=sys.stderr)
         return 1
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from .core.annotations import annotation_outlines, sniff_format, write_annotations
 from .core.contour_faults import Surroundings, fault_summary, stated_sizes, usable_outlines
 from .core.contours import polygon_parts
-from .core.errors import DISCLAIMER, InputError
+from .core.errors import DISCLAIMER, InputError, refuse_damage
 from .core.images import BadImage, image_size
 from .core.listing import place_in, read_listing
 from .core.outlines import outlines_to_cells
@@ -78,7 +78,8 @@ class Vocabulary:
         where: str = 'vocabulary',      # file or bundle that the rows come from, for the error
     ) -> 'Vocabulary':                  # InputError names the column or code at fault
         "Build a vocabulary from rows as a table or JSON holds them"
-        return cls(_vocabulary_table(rows, where))
+        with refuse_damage(where, 'give one row a code, as in the vocabulary that ships'):
+            return cls(_vocabulary_table(rows, where))
 
     @classmethod
     def from_csv(
@@ -215,8 +216,14 @@ def cohort_vocabulary(
     meta: dict,     # its cohort.toml as read
 ) -> Vocabulary:    # the cohort's own; the one that ships where it names none
     "Read the vocabulary that a cohort names"
-    name = meta.get('vocabulary', 'default')
-    return VOCABULARY if name == 'default' else Vocabulary.from_csv(place_in(root, str(name)))
+    name = str(meta.get('vocabulary', 'default'))
+    if name == 'default':
+        return VOCABULARY
+    try:
+        return Vocabulary.from_csv(place_in(root, name))
+    except InputError as error:
+        where = f'vocabulary of {Path(root)/"cohort.toml"}, {error.where or name:.200}'
+        raise InputError(error.problem, error.remedy, where) from error
 
 # %% ../nbs/00_data.ipynb #c014
 _CHECK = 'cblc check lists every fault'
@@ -229,7 +236,7 @@ def cohort_outlines(
     vocabulary: Vocabulary,     # of the codes
 ) -> tuple:                     # the `Outline`s that can be used; `Fault`s of the others
     "Read the annotations of a cohort"
-    folder = Path(root)/'annotations'
+    folder = place_in(root, 'annotations')
     if not folder.is_dir() or not any(folder.iterdir()):
         return [], []
     fmt = meta.get('annotations') or sniff_format(folder)

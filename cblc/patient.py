@@ -60,7 +60,8 @@ def settle_artefacts(
     columns = category_columns(cells)
     categories = np.array([c.removeprefix('p_') for c in columns], object)
     likeliest = categories[cells[columns].to_numpy(float).argmax(1)]
-    return cells.assign(category=np.where(rather_cell, likeliest, cells.category.astype(object)))
+    settled = ['category', 'leaf'] if 'leaf' in cells else ['category']
+    return cells.assign(**{c: np.where(rather_cell, likeliest, cells[c].astype(object)) for c in settled})
 
 # %% ../nbs/04_patient.ipynb #c017
 def _place(cells):

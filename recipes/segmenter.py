@@ -1,8 +1,10 @@
 """Trains the segmenter that ships with cblc, on synthetic marrow and permissive public images only.
 
-    python recipes/segmenter.py --out cblc/assets/segmenter [--quick]
+    python recipes/segmenter.py --out cblc/assets/segmenter [--start BUNDLE] [--share 1.] [--quick]
 
-Tiles of 320 px are put together from four sources, then a YOLO11n-seg is trained from random weights:
+Tiles of 320 px are put together from four sources, then a YOLO11n-seg is trained, from random weights or from
+those of a bundle. A third of the pictures are given a hue of any direction, since in some laboratories red
+cells are gray-blue or violet, and color alone must not make a nucleated cell:
 
 - synthetic marrow fields in random styles (stain, optics, camera far beyond the synthetic cohort's);
 - BCISC blood fields (Apache-2.0), slides 3, 6 and 9 left out for evaluation;
@@ -14,6 +16,7 @@ SegPC (non-commercial) and segmentation_WBC (GPL) are never read here.
 import argparse
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +25,7 @@ import numpy as np
 import shapely
 from shapely.affinity import affine_transform
 
+from cblc.core.bundle import read_bundle
 from cblc.core.contours import polygon_to_mask
 from cblc.core.images import read_image
 from cblc.learn.segmenter import (
@@ -36,7 +40,7 @@ TILE = 320                # px, side of a training tile
 DIAMETER = (36, 150)      # px, range of the typical cell diameter in a tile
 CELL_UM = 14              # micrometers, the typical cell of a drawn field
 COUNTS = dict(synthetic=3600, bcisc=500, pbc=900, txl=500, collage=1500)
-COMMAND = 'python recipes/segmenter.py --out cblc/assets/segmenter'
+OTHER_HUE = .35           # share of the pictures in a hue of any direction
 
 
 def typical_diameter(polygons):
@@ -86,8 +90,19 @@ def camera(image, rng):
     return image
 
 
+def other_hue(image, rng):
+    """Draw the optical densities toward one direction of color: red cells of every hue"""
+    density = -np.log(np.clip(image.astype(np.float32), 1, 255)/255)
+    hue, strength = rng.dirichlet([3., 3., 3.])*3, rng.uniform(.4, .95)
+    density = (1 - strength)*density + strength*density.mean(2, keepdims=True)*hue
+    gain = rng.uniform(.7, 1.5)
+    return np.clip(255*np.exp(-gain*density), 0, 255).astype(np.uint8)
+
+
 def photographed(image, rng, p_stain, strength=1.):
     """Stain a picture anew with some probability, and photograph it"""
+    if rng.random() < OTHER_HUE:
+        return camera(other_hue(image, rng), rng)
     return camera(stain(image, rng, strength) if rng.random() < p_stain else image, rng)
 
 
@@ -243,17 +258,25 @@ def main():
     parser.add_argument('--epochs', type=int, default=9)
     parser.add_argument('--workers', type=int, default=os.cpu_count())
     parser.add_argument('--device', default='cpu')
+    parser.add_argument('--start', help='a segmenter bundle to go on from; its learning rate is a quarter')
+    parser.add_argument('--share', type=float, default=1., help='of the tiles that are made')
     args = parser.parse_args()
-    counts = dict.fromkeys(COUNTS, 24) if args.quick else COUNTS
+    counts = {kind: 24 if args.quick else round(n*args.share) for kind, n in COUNTS.items()}
     tiles, epochs = Path(args.work)/'tiles', 1 if args.quick else args.epochs
     if not (tiles/'data.yaml').exists():
         build_tiles(tiles, counts, args.workers, args.quick)
     settings = YoloSettings(imgsz=TILE, epochs=epochs, batch=32, device=args.device)
-    model = train_segmenter(tiles/'data.yaml', Path(args.work)/'run', settings)
+    command = f'python recipes/segmenter.py --out {args.out} --epochs {epochs} --share {args.share:g}'
+    if args.start:
+        settings = replace(settings, lr=settings.lr/4)
+        command += f' --start {args.start}'
+    model = train_segmenter(tiles/'data.yaml', Path(args.work)/'run', settings, start=args.start)
     n_real = sum(counts.values()) - counts['synthetic']
     trained_on = (f'{counts["synthetic"]} synthetic marrow tiles and {n_real} tiles of BCISC (Apache-2.0), '
                   'PBC (CC BY 4.0) and TXL-PBC (MIT)')
-    export_segmenter(model, args.out, settings, trained_on, COMMAND)
+    if args.start:
+        trained_on += f', from the weights of {read_bundle(args.start).id}, which saw others of these kinds'
+    export_segmenter(model, args.out, settings, trained_on, command)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import cv2
 import numpy as np
 import shapely
-from ..core.errors import InputError
+from ..core.errors import InputError, refuse_damage
 from ..core.images import check_rgb
 from ..matching import clean_polygons
 
@@ -66,7 +66,12 @@ class CropSettings:
         if unknown:
             problem = f'unknown key {", ".join(unknown)}'
             raise InputError(problem, f'known are {", ".join(known)}', 'CropSettings')
-        return cls(**values)
+        where = 'bundle.json, crop'
+        try:
+            with refuse_damage(where, 'get the bundle again'):
+                return cls(**values)
+        except InputError as error:
+            raise InputError(error.problem, error.remedy, where) from error
 
 
 P1_CROPS = CropSettings(size=224, scale='fixed', window_px=576)  # of P1 (arXiv 2606.10735)

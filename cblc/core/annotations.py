@@ -35,8 +35,8 @@ FORMATS = {
 
 def _known_format(name):
     "Look up a format, and refuse a name that is none"
-    if name not in FORMATS:
-        raise InputError(f'annotation format {name!r} is not known', f'use one of {", ".join(FORMATS)}')
+    if not isinstance(name, str) or name not in FORMATS:
+        raise InputError(f'annotation format {name!r:.60} is not known', f'use one of {", ".join(FORMATS)}')
     return FORMATS[name]
 
 # %% ../../nbs/core/08_annotations.ipynb #c044
@@ -51,7 +51,7 @@ def write_annotations(
 
 # %% ../../nbs/core/08_annotations.ipynb #c090
 _XML_KINDS = {'<annotations>': 'CVAT XML', '<bndbox>': 'Pascal VOC XML', '<annotation>': 'LabelMe or VOC XML'}
-_YOLO_ROW = re.compile(r'^\s*\d+(\.0*)?(\s+[-+.\deE]+){4,}\s*$', re.MULTILINE)
+_YOLO_ROW = re.compile(r'^\s*\d+(\.0*)?(e[+-]?\d+)?(\s+[-+.\deE]+){4,}\s*$', re.MULTILINE)
 _GEOJSON_TYPES = ('FeatureCollection', 'Feature', 'Polygon', 'MultiPolygon', 'GeometryCollection')
 _MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp')
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import cblc
-from .errors import DISCLAIMER, InputError
+from .errors import DISCLAIMER, InputError, refuse_damage
 from .run import to_plain, write_whole
 
 # %% ../../nbs/core/14_bundle.ipynb #c006
 SCHEMA_VERSION = 1
 KINDS = ('segmenter', 'classifier', 'diffusion')
 _NUMBER = (int, float)
+_MEND = 'correct it, or get the bundle again'
 
 
 class MetaKey(NamedTuple):
@@ -62,17 +63,18 @@ def _check_keys(meta, where):
             problem = f'{key!r} is not a key of a bundle ({", ".join(META)})'
             raise InputError(problem, "put what is special to a model under 'settings'", where)
         if not isinstance(value, META[key].type) or isinstance(value, bool):
-            raise InputError(f'{key} is {value!r}, but it holds {META[key].meaning}', where=where)
+            problem = f'{key} is {value!r:.200}, but it holds {META[key].meaning}'
+            raise InputError(problem, _MEND, where)
     for key, rule in META.items():
         if kind in rule.required_by and meta.get(key) in (None, '', [], {}):
-            raise InputError(f'{key} is missing: {rule.meaning}', where=where)
+            raise InputError(f'{key} is missing: {rule.meaning}', _MEND, where)
 
 
 def _check_values(meta, where):
     "Refuse values that are impossible"
     classes, size = meta['classes'], meta['input'].get('size')
     if len(set(map(str, classes))) < len(classes):
-        raise InputError(f'classes name one twice: {classes}', where=where)
+        raise InputError(f'classes name one twice: {classes!r:.200}', _MEND, where)
     if type(size) is not int or size < 1:
         raise InputError(f'input has size {size!r}', 'it is a whole number of pixels, 1 or more', where)
     temperature = meta.get('temperature', 1.)
@@ -80,10 +82,10 @@ def _check_values(meta, where):
         raise InputError(f'temperature is {temperature}', 'it is above 0', where)
     for name, value in meta.get('thresholds', {}).items():
         if not isinstance(value, _NUMBER):
-            raise InputError(f'threshold {name} is {value!r}, not a number', where=where)
+            raise InputError(f'threshold {name} is {value!r:.200}, not a number', _MEND, where)
     weights = meta.get('ensemble_weights')
     if weights and abs(sum(weights) - 1) > 1e-6:
-        raise InputError(f'ensemble_weights sum to {sum(weights)}, not 1', where=where)
+        raise InputError(f'ensemble_weights sum to {sum(weights)}, not 1', _MEND, where)
 
 
 def check_meta(
@@ -92,7 +94,8 @@ def check_meta(
 ) -> dict:                 # the same; InputError where something is missing, unknown or impossible
     "Check what is said about a model against `META`"
     _check_keys(meta, where)
-    _check_values(meta, where)
+    with refuse_damage(where, _MEND):
+        _check_values(meta, where)
     return meta
 
 # %% ../../nbs/core/14_bundle.ipynb #c011

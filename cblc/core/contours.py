@@ -153,8 +153,12 @@ def read_cells(
     path = Path(path)
     if not path.is_file():
         raise InputError('no such file', 'give a cells table written by `write_cells`', where=path)
-    cells = pd.read_parquet(path)
-    for column in cells.columns.intersection(_GEOMETRY):
-        shapes = shapely.from_wkb(cells[column].to_numpy(object))
-        cells[column] = pd.Series(shapes, index=cells.index, dtype=object)
+    try:
+        cells = pd.read_parquet(path)
+        for column in cells.columns.intersection(_GEOMETRY):
+            shapes = shapely.from_wkb(cells[column].to_numpy(object))
+            cells[column] = pd.Series(shapes, index=cells.index, dtype=object)
+    except Exception as error:      # of pyarrow and shapely: whatever a damaged file can cause
+        problem = f'damaged, no cells table ({type(error).__name__})'
+        raise InputError(problem, 'make it again', where=path) from error
     return cells

@@ -255,19 +255,35 @@ def _mask_image_id(stem, image_ids):
 _LOSSY = ('.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.webp')
 _SAVE_LABELS = 'save it as a label image: 0 for ground, k for cell k'
 
+_READ_BY_TIFFFILE = (1, 8, 32946)       # no compression, deflate
+
+def _tiff_pixels(file):
+    "Read a mask in a TIFF; packed as tifffile does not know it, such as LZW, by OpenCV"
+    import cv2
+    import tifffile
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages.first
+        is_plain = page.compression in _READ_BY_TIFFFILE and page.predictor == 1
+        if is_plain:
+            pixels = tiff.series[0].asarray().squeeze()
+        else:
+            pixels = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+        if len(tiff.series) > 1 or np.ndim(pixels) > 3:
+            raise InputError('a mask of several pages', 'save one page a picture', file)
+    if pixels is None:
+        raise InputError('a mask that cannot be read', 'save it without compression', file)
+    if not is_plain:
+        return pixels[..., 2::-1] if pixels.ndim == 3 else pixels
+    colors_first = pixels.ndim == 3 and pixels.shape[0] in (3, 4) and pixels.shape[2] > 4
+    return np.moveaxis(pixels, 0, 2) if colors_first and page.photometric == 2 else pixels
+
 def _mask_pixels(file):
     "Read a mask as it is stored: height x width of numbers, or height x width x 3 of colors"
     width, height = image_size(file)
     if width * height > MAX_PIXELS:
         raise InputError(f'a mask of {width} x {height} px', 'cut it into fields', file)
     if file.suffix.lower() in ('.tif', '.tiff'):
-        import tifffile
-        with tifffile.TiffFile(file) as tiff:
-            pixels = tiff.series[0].asarray().squeeze()
-            if len(tiff.series) > 1 or pixels.ndim > 3:
-                raise InputError('a mask of several pages', 'save one page a picture', file)
-        colors_first = pixels.ndim == 3 and pixels.shape[0] in (3, 4) and pixels.shape[2] > 4
-        return np.moveaxis(pixels, 0, 2) if colors_first and tiff.pages[0].photometric == 2 else pixels
+        return _tiff_pixels(file)
     with any_size(), Image.open(file) as image:
         is_plain = image.mode in ('L', 'I', 'F', 'P', '1') or image.mode.startswith('I;16')
         return np.asarray(image if is_plain else image.convert('RGB'))

@@ -108,6 +108,8 @@ def _found_name(folder, name):
             return same[0]
     return name
 
+_LONGEST_PATH, _LONGEST_NAME = 3000, 255      # bytes, of all file systems in use
+
 def place_in(
     root,           # a cohort's folder
     path: str,      # as a table gives it
@@ -115,6 +117,8 @@ def place_in(
     "Find the place of a file of a cohort"
     root = Path(os.path.abspath(root))
     remedy = "copy the file into the cohort's folder and give its path from there, such as images/1.png"
+    if len(path.encode()) > _LONGEST_PATH or max(map(len, path.encode().split(b'/'))) > _LONGEST_NAME:
+        raise InputError(f'path {path:.40}... is longer than any file can be called', remedy)
     if re.match(r'[A-Za-z]:|[\\/~]', path):
         raise InputError(f'path {path} is absolute', remedy)
     plain = path if (root/path).exists() else path.replace('\\', '/')

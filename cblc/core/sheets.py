@@ -72,7 +72,10 @@ def _table_text(path):
 def _separator(first_line, columns):
     "Choose the separator under which most of the wanted headings are found, then most headings"
     def fit(mark):
-        names = {clean_text(name) for name in next(csv.reader([first_line], delimiter=mark), [])}
+        try:
+            names = {clean_text(name) for name in next(csv.reader([first_line], delimiter=mark), [])}
+        except csv.Error:       # `_read_rows` says it, with the line
+            return 0, 0
         return len(names & set(columns)), len(names)
 
     return max(',;\t|', key=fit)

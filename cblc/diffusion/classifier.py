@@ -436,7 +436,7 @@ def _read_net(bundle, arrays):
 def _read_vocabulary(bundle, leaves):
     "Read the vocabulary of a bundle: the shipped one where it carries none, None for free names"
     if bundle.meta.get('vocabulary'):
-        return Vocabulary.from_rows(bundle.meta['vocabulary'], bundle.path)
+        return Vocabulary.from_rows(bundle.meta['vocabulary'], bundle.path/'bundle.json')
     return VOCABULARY if leaves.has_cblc else None
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from ..core.bundle import read_bundle, write_bundle
-from ..core.errors import InputError
+from ..core.errors import InputError, refuse_damage
 from ..ratio.diagnosis import DiagnosisModel, PatientThreshold
 from ..ratio.calls import Clustering
 from ..ratio.prevalence import Validation
@@ -81,7 +81,12 @@ class Frozen:
         meta: dict,  # what a bundle says of itself
     ):
         "Take the frozen figures out of a bundle's meta"
-        thresholds, settings = meta.get('thresholds', {}), meta.get('settings', {})
+        with refuse_damage('bundle.json, settings', 'get the bundle again'):
+            return cls._from_parts(meta.get('thresholds', {}), meta.get('settings', {}))
+
+    @classmethod
+    def _from_parts(cls, thresholds, settings):
+        "Take the frozen figures out of two parts of a bundle's meta"
         baselines = None
         if 'nc_ratio' in thresholds and 'majority_cblc' in settings:
             baselines = NaiveBaselines(bool(settings['majority_cblc']), thresholds['nc_ratio'])

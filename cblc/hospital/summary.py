@@ -14,11 +14,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import special, stats
+from ..core.errors import refuse_damage
 from ..core.run import MANIFEST, safe_name
 from .judge import CenterResult
 from ..core.measures import axes_for, label_text
 
 # %% ../../nbs/hospital/04_summary.ipynb #c006
+def _read_result(path):
+    "Read one `center.json`"
+    with refuse_damage(path, 'delete its folder, and the center is validated anew'):
+        return CenterResult.from_json(json.loads(path.read_text(encoding='utf-8')))
+
 def read_centers(
     folder,        # of the runs, with a folder for each center
     centers=None,  # names, in the order wanted; default: all
@@ -30,7 +36,7 @@ def read_centers(
     else:
         folders = [folder/safe_name(center) for center in centers]
     finished = [path/'center.json' for path in folders if (path/MANIFEST).is_file()]
-    return [CenterResult.from_json(json.loads(path.read_text(encoding='utf-8'))) for path in finished]
+    return [_read_result(path) for path in finished]
 
 def _prefixed(prefix, figures):
     "Name figures after what they are over"

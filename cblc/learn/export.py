@@ -11,7 +11,7 @@ import numpy as np, torch
 from ..core.bundle import read_bundle
 from ..core.engine import compact_onnx
 from ..core.errors import InputError
-from .network import CellNet, Ensemble, make_body
+from .network import CellNet, Ensemble
 from .pretrained import bundle_architecture
 
 # %% ../../nbs/learn/11_export.ipynb #c005
@@ -75,7 +75,9 @@ def load_net(
 
     def member():
         body = architecture.build(n_leaves, meta['input']['size'])
-        return CellNet(body, [0]*3, [1]*3, np.ones(n_leaves), **settings.get('net', {}))
+        net = CellNet(body, [0]*3, [1]*3, np.ones(n_leaves), **settings.get('net', {}))
+        net.definition = settings.get('body')
+        return net
 
     weights = meta.get('ensemble_weights')
     net = Ensemble([member() for _ in weights], weights, np.ones(len(weights))) if weights else member()

@@ -167,6 +167,16 @@ def _cpu_callbacks(settings):
     return dict(on_pretrain_routine_start=set_workers, on_pretrain_routine_end=cast_network)
 
 # %% ../../nbs/learn/06_segmenter.ipynb #c012
+def _start_from(bundle):
+    "Let the training begin with a bundle's weights"
+    tensors = _as_tensors(read_bundle(bundle, 'segmenter').weights())
+
+    def load_start(trainer):
+        trainer.model.load_state_dict(tensors)
+        trainer.ema.ema.load_state_dict(tensors)
+    return dict(on_pretrain_routine_end=load_start)
+
+
 def _trainer_options(settings):
     "Say the settings in ultralytics' words"
     return dict(
@@ -184,16 +194,19 @@ def train_segmenter(
     run,                                      # folder for curves and checkpoints
     settings: YoloSettings = YoloSettings(),  # how to train
     verbose: bool = True,                     # False: warnings only
+    start=None,                               # a segmenter bundle to go on from; None: random weights
     **options,                                # further settings of ultralytics' trainer
 ):                                            # the trained ultralytics model; InputError without data
-    "Train a one-class YOLO segmenter from random weights"
+    "Train a one-class YOLO segmenter"
     if not Path(data).exists():
         raise InputError('no such file', 'make it with write_yolo_tiles', data)
     run = Path(run).resolve()
     model = _ultralytics(run/'ultralytics').YOLO(_architecture(settings.arch))
+    callbacks = [_start_from(start)] if start else []
     if settings.device == 'cpu':
-        for event, callback in _cpu_callbacks(settings).items():
-            model.add_callback(event, callback)
+        callbacks.append(_cpu_callbacks(settings))
+    for event, callback in [pair for group in callbacks for pair in group.items()]:
+        model.add_callback(event, callback)
     log = logging.getLogger('ultralytics')
     level = log.level
     log.setLevel(level if verbose else logging.WARNING)

@@ -20,6 +20,7 @@ class KnownLeaves:
     "Leaves that a network knows before its training"
     known: np.ndarray  # leaves, bool
     rows: dict         # tensor of the last layer -> its rows for the known leaves, in their order
+    origin: np.ndarray  # leaves: position in the start's last layer, -1 where it has none
 
 
 def _sides(leaves):
@@ -42,13 +43,22 @@ def known_leaves(
 ) -> KnownLeaves:    # none, unless the start is a bundle
     "Find the leaves that the start knows from its own training"
     if start.bundle is None:
-        return KnownLeaves(np.zeros(len(leaves.names), bool), {})
+        return KnownLeaves(np.zeros(len(leaves.names), bool), {}, np.full(len(leaves.names), -1))
     meta, weights = start.bundle.meta, bundle_tensors(start.bundle)
     held = Leaves.from_json(meta['classes'], meta['settings']['leaves'])
     rows = [_row_of(leaf, side, held) for leaf, side in zip(leaves.names, _sides(leaves))]
     known = np.array([row is not None and bool(weights['off'][row] == 0) for row in rows], bool)
-    taken = [row for row, is_known in zip(rows, known) if is_known]
-    return KnownLeaves(known, {name: weights[f'body.{name}'][taken] for name in start.last_layer})
+    origin = np.array([row if is_known else -1 for row, is_known in zip(rows, known)])
+    copies = np.array([(origin == row).sum() for row in origin[known]])
+    return KnownLeaves(known, {
+        name: _shared(weights[f'body.{name}'][origin[known]].astype(np.float32), copies)
+        for name in start.last_layer
+    }, origin)
+
+
+def _shared(rows, copies):
+    "Let leaves that begin with one row share its probability: each bias is lowered by their number"
+    return rows - np.log(copies).astype(np.float32) if rows.ndim == 1 else rows
 
 # %% ../../nbs/learn/10_start.ipynb #c009
 def seen_leaves(

@@ -68,6 +68,9 @@ def convert(
             raise InputError('a cohort needs the pictures', 'pass images, the folder that holds them', src)
         _warn_links(src if cohort else images)
         write_cohort(cohort or _cohort_of_strangers(cells, table), out)
-    else:
+        return out
+    try:
         write_annotations(cells[[field for field in _CELL_FIELDS if field in cells]], out, to, table)
+    except InputError as error:     # of cells that fit no picture: the writer does not know their file
+        raise InputError(error.problem, error.remedy, error.where or src) from error
     return out
