@@ -40,7 +40,8 @@ def _study(args):
 def _diagnose(args):
     "Diagnose one patient, and print the ratio"
     from cblc.diagnose import diagnose
-    summary = diagnose(args.images, args.out, args.model, args.segmenter, args.patient, force=args.force)
+    summary = diagnose(args.images, args.out, args.model, args.segmenter, args.patient, force=args.force,
+                       single_cells=args.cells)
     low, high = (100 * limit for limit in summary['cblc_interval'])
     print(f'CBLC ratio {100 * summary["cblc_ratio"]:.1f} % ({low:.1f}-{high:.1f}), band {summary["band"]}, '
           f'{summary["n_cblc"]} of {summary["n_cells"]} cells; {len(summary["warnings"])} warnings. '
@@ -96,6 +97,7 @@ def _add_diagnose(command):
     _add_segmenter(parser)
     parser.add_argument('--patient', default='', metavar='ID')
     parser.add_argument('--force', action='store_true', help="write over another patient's results")
+    parser.add_argument('--cells', action='store_true', help='pictures of one cell each')
 
 
 def _add_walks(command):
@@ -209,10 +211,19 @@ def _system_fault(error):
     "Say in one line what the system refused, and what may help"
     remedies = {errno.ENOSPC: 'make room, and run it again', errno.EDQUOT: 'make room, and run it again',
                 errno.EROFS: 'give another folder', errno.EACCES: 'look at its permissions',
-                errno.ENAMETOOLONG: 'give a shorter name'}
+                errno.ENAMETOOLONG: 'give a shorter name',
+                errno.EFBIG: 'raise the limit on the size of a file (ulimit -f)'}
     where = f'{error.filename}: ' if error.filename else ''
     remedy = remedies.get(error.errno, 'look at the disk and at the paths given')
     return ' '.join(f'{where}{error.strerror or error}; {remedy}'.split())
+
+
+_NO_MEMORY = ('allocate memory', 'failed to map segment', 'bad_alloc', 'out of memory')
+
+
+def _lacks_memory(error):
+    "Tell whether an exception says that memory was lacking, in the words of a library"
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def _warning_printer():
@@ -238,11 +249,14 @@ def _run(args):
     except KeyboardInterrupt:
         print(f'cblc {args.command}: interrupted', file=sys.stderr)
         return 130
-    except MemoryError:
-        print(f'cblc {args.command}: out of memory; give fewer or smaller pictures', file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk, a folder that cannot be written into, a share that went away
-        print(f'cblc {args.command}: {_system_fault(error)}', file=sys.stderr)
+    except (MemoryError, OSError, ImportError, RuntimeError) as error:
+        if _lacks_memory(error):
+            fault = 'out of memory; give fewer or smaller pictures, or end other programs'
+        elif isinstance(error, OSError):  # a full disk, no right to write, a share that went away
+            fault = _system_fault(error)
+        else:
+            raise
+        print(f'cblc {args.command}: {fault}', file=sys.stderr)
         return 1
 
 

@@ -236,7 +236,7 @@ def cohort_outlines(
     vocabulary: Vocabulary,     # of the codes
 ) -> tuple:                     # the `Outline`s that can be used; `Fault`s of the others
     "Read the annotations of a cohort"
-    folder = Path(root)/'annotations'
+    folder = place_in(root, 'annotations')
     if not folder.is_dir() or not any(folder.iterdir()):
         return [], []
     fmt = meta.get('annotations') or sniff_format(folder)

@@ -267,6 +267,17 @@ def _hide_paths(cell, folders):
             if kind.startswith('text/'):
                 output.data[kind] = hide_folders(data, *folders)
 
+def _join_streams(outputs):
+    "Put together what was printed in one go: in how many pieces it came depends on the computer's load"
+    joined = []
+    for output in outputs:
+        last = joined[-1] if joined else {}
+        if output.output_type == 'stream' == last.get('output_type') and output.name == last.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
+
 def _tidy(notebook, folders):
     "Take times, random names and paths out of an executed notebook: the same run gives the same file"
     import nbformat
@@ -275,6 +286,8 @@ def _tidy(notebook, folders):
     for cell in executed.cells:
         for name in ('papermill', 'execution'):
             cell.metadata.pop(name, None)
+        if cell.cell_type == 'code':
+            cell.outputs = _join_streams(cell.outputs)
         if 'injected-parameters' in _tags(cell):
             cell['id'] = 'injected'
             cell.source = re.sub(r'^out = .*$', "out = ''", cell.source, flags=re.MULTILINE)

@@ -14,6 +14,7 @@ import shapely
 from skimage.filters import threshold_otsu
 from skimage.measure import label, perimeter_crofton
 from .crops import CropSettings, check_inside, crop_cells, ground_color
+from .nucleus import has_nucleus
 from ..core.contours import mask_to_polygon, polygon_to_mask
 from ..core.engine import cores, progress_bar
 from ..core.errors import InputError
@@ -277,7 +278,8 @@ def _crops_of_image(path, cells, settings, scales, nuclei):
     drawn = cells['nucleus'] if nuclei and 'nucleus' in cells else None
     try:
         crops = crop_cells(image, cells, settings, um_per_px or assumed_um)
-        return crops, morphology(image, cells, drawn, um_per_px)
+        measured = morphology(image, cells, drawn, um_per_px)
+        return crops, measured.assign(has_nucleus=has_nucleus(image, clean_polygons(cells)))
     except InputError as error:
         raise InputError(str(error), where=path) from error
 
@@ -322,7 +324,7 @@ def crops_of_cohort(
     um_per_px=None,           # micrometers per pixel where `images` does not tell: one number, or by center
     nuclei: bool = False,     # take N:C from the `nucleus` column where it is drawn
     workers: int = None,      # threads; None: the cores
-) -> tuple:                   # crops n x size x size x 3 uint8; morphology table; both in `cells`' order
+) -> tuple:                   # crops n x size x size x 3 uint8; morphology and `has_nucleus`; as `cells`
     "Cut and measure every cell of a cells table, reading each image once"
     rows = cells.groupby('image_id', sort=False).indices
     known = _known_images(images, rows)

@@ -51,7 +51,7 @@ def write_annotations(
 
 # %% ../../nbs/core/08_annotations.ipynb #c090
 _XML_KINDS = {'<annotations>': 'CVAT XML', '<bndbox>': 'Pascal VOC XML', '<annotation>': 'LabelMe or VOC XML'}
-_YOLO_ROW = re.compile(r'^\s*\d+(\.0*)?(\s+[-+.\deE]+){4,}\s*$', re.MULTILINE)
+_YOLO_ROW = re.compile(r'^\s*\d+(\.0*)?(e[+-]?\d+)?(\s+[-+.\deE]+){4,}\s*$', re.MULTILINE)
 _GEOJSON_TYPES = ('FeatureCollection', 'Feature', 'Polygon', 'MultiPolygon', 'GeometryCollection')
 _MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp')
 

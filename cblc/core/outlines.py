@@ -185,8 +185,9 @@ def read_json(
     path,       # an annotation file
 ):              # what it holds; InputError names the line where it is broken
     "Read a JSON file"
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         problem = f'broken JSON in line {error.lineno} ({error.msg})'
         raise InputError(problem, 'export it again', path) from error
@@ -342,7 +343,7 @@ def _labelme_mask(shape, corners):
     except InputError:
         raise
     except Exception as error:      # of base64, PNG and zlib: whatever a damaged file can cause
-        raise InputError(f'a mask that cannot be read ({error})', _REDRAW) from error
+        raise InputError(f'a mask that cannot be read ({str(error).split(" <")[0]})', _REDRAW) from error
     size = np.ptp(corners, axis=0) + 1
     if np.abs(size - mask.shape[::-1]).max() > 1:
         box = f'{size[0]:.0f} x {size[1]:.0f} px'
@@ -384,8 +385,7 @@ def _labelme_outline(file, number, shape):
     label, group = label_code(shape.get('label')), shape.get('group_id')
     known = dict(
         code='nucleus' if label and label.casefold() == 'nucleus' else label,
-        cell_id=label_code(shape.get('cell_id')), group=None if group is None else str(group),
-    )
+        cell_id=label_code(shape.get('cell_id')), group=None if group is None else str(group))
     try:
         return Outline(**place, **known, parts=_labelme_parts(shape))
     except InputError as error:

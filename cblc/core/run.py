@@ -37,8 +37,10 @@ def write_whole(
     try:
         aside.write_bytes(data)
         os.replace(aside, path)
-    except BaseException:  # a full disk, or Ctrl-C: nothing is left beside the file
+    except BaseException as error:  # a full disk, or Ctrl-C: nothing is left beside the file
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:  # which does not name the file where a disk is full
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     return path
 

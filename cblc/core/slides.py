@@ -8,13 +8,14 @@ __all__ = ['SLIDE_SUFFIXES', 'LEAST_UM', 'MOST_UM', 'HALO_UM', 'tile_starts', 'i
 
 # %% ../../nbs/core/12_slides.ipynb #s002
 import configparser
+import hashlib
 import re
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from .errors import InputError
-from .images import BadImage
-from .run import fingerprint, safe_name
+from .images import FIELD_MARK, BadImage
+from .run import safe_name
 
 # %% ../../nbs/core/12_slides.ipynb #s004
 def tile_starts(
@@ -58,9 +59,21 @@ def is_slide(
     kind = openslide.OpenSlide.detect_format(str(path))
     if kind != 'generic-tiff':
         return kind is not None
-    with _open_slide(path) as slide:
-        width, height = slide.dimensions
-        return slide.level_count > 1 or width*height > _MOST_PX
+    try:
+        with _open_slide(path) as slide:
+            width, height = slide.dimensions
+            return slide.level_count > 1 or width*height > _MOST_PX
+    except BadImage:                    # `read_image` says what is wrong with it
+        return False
+
+
+def _hash_file(path):
+    "Hash a file piece by piece, since a slide may be larger than memory"
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def slide_key(
@@ -68,7 +81,7 @@ def slide_key(
 ) -> str:     # the same for every file of one slide, and for a copy of it
     "Tell slides apart by their content, as OpenSlide does"
     with _open_slide(path) as slide:
-        return slide.properties.get('openslide.quickhash-1') or fingerprint(Path(path))
+        return slide.properties.get('openslide.quickhash-1') or _hash_file(path)
 
 # %% ../../nbs/core/12_slides.ipynb #n021
 def _named_in(path):
@@ -140,12 +153,15 @@ def _read_region(slide, left, top, right, bottom):
 
 def _cut_field(slide, square, halo, out, name):
     "Write one square with its halo as PNG; give its row of the images table"
+    from PIL.PngImagePlugin import PngInfo
     x, y, width, height = square
     left, top = max(x - halo, 0), max(y - halo, 0)
     right, bottom = (min(end + halo, side) for end, side in zip((x + width, y + height), slide.dimensions))
     image_id = f'{name}_x{x}_y{y}'
     path = out/f'{safe_name(image_id)}.png'
-    _read_region(slide, left, top, right, bottom).save(path, compress_level=1)
+    mark = PngInfo()
+    mark.add_text('Comment', FIELD_MARK)
+    _read_region(slide, left, top, right, bottom).save(path, compress_level=1, pnginfo=mark)
     core = (x - left, y - top, x - left + width, y - top + height)
     return dict(image_id=image_id, path=path, source=name, x=left, y=top, core=core)
 

@@ -75,7 +75,7 @@ def _toy_find(expert, seed=0):
     is_left = [polygon.geom_type == 'Polygon' and not polygon.is_empty for polygon in found.polygon]
     columns = ['cell_id', 'image_id', 'patient_id', 'center', 'polygon', 'score']
     found = found.loc[is_left, columns].reset_index(drop=True)
-    return found.assign(place='inside', frame_px=0.)  # of a toy every cell counts
+    return found.assign(place='inside', frame_px=0., has_nucleus=True)  # of a toy every cell counts
 
 class ToyClassifier:
     "A classifier that draws its answers around the true codes, for examples and tests"
@@ -135,6 +135,17 @@ def _predict(classifier, crops, adapt):
     "Let a classifier name crops; a toy knows no `adapt`"
     return classifier.predict(crops, adapt=True) if adapt else classifier.predict(crops)
 
+def _name_finds(classifier, measured, crops, adapt):
+    "Let a classifier name all finds, its normalization measured on those with a nucleus"
+    bare = np.zeros(len(measured), bool)
+    if adapt and 'has_nucleus' in measured:
+        bare = ~measured.has_nucleus.to_numpy(bool)
+    if not bare.any():
+        return _predict(classifier, crops, adapt).set_axis(measured.index)
+    parts = [_predict(classifier, crops[rows], own).set_axis(measured.index[rows])
+             for rows, own in ((~bare, adapt), (bare, False)) if rows.any()]
+    return pd.concat(parts).loc[measured.index]
+
 # %% ../../nbs/hospital/01_centers.ipynb #n004
 def classify_images(
     images,              # images table: image_id, path, patient_id, center
@@ -144,14 +155,14 @@ def classify_images(
     crop_settings=None,  # `CropSettings`; None: the classifier's own
     um_per_px=None,      # center -> µm a pixel, where known
     progress=True,       # show a bar
-    find=None,           # `find(images, segmenter)` -> (cells, problems), placed where they have `place`
+    find=None,           # `find(images, segmenter)` -> (cells, problems), as `find_singles` does
     adapt=False,         # let a classifier measure its normalization again on these crops
 ) -> tuple:              # cells table, crops (n x size x size x 3, same order), problems (a line each)
     "Walk from images to a classified cells table"
     found, problems = _find_placed(images, segmenter, expert, um_per_px, progress, find)
     settings = crop_settings or own_crop_settings(classifier)
     crops, measured = crops_of_cohort(images, found, settings, progress, um_per_px)
-    named = _predict(classifier, crops, adapt).set_axis(found.index)
+    named = _name_finds(classifier, measured, crops, adapt)
     new = [table[[column for column in table if column not in found]] for table in (measured, named)]
     cells = mark_counted(settle_artefacts(pd.concat([found, *new], axis=1)))
     return cells, crops, problems

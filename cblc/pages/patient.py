@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'ratio_bar', 'certainty', 'GalleryCell', 'GalleryGroup', 'gallery', 'draw_contours', 'percent',
-           'why_left_out', 'model_facts', 'PageSettings', 'patient_report', 'write_summary', 'write_patient']
+           'why_left_out', 'model_facts', 'PageSettings', 'patient_report', 'write_qupath', 'write_summary',
+           'write_patient']
 
 # %% ../../nbs/pages/00_patient.ipynb #c003
 import math
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
+import shapely
 from ..core.errors import InputError
 from ..core.images import BadImage, read_image
 from ..core.page import data_uri, figure_uri, render_page
@@ -355,6 +357,50 @@ def patient_report(
         model=model_facts(bundle_meta), gallery=groups, cap=most, review_below=below, fields=fields,
         n_fields=n_fields, **_count_values(summary, cells, vocabulary)))
 
+# %% ../../nbs/pages/00_patient.ipynb #gq1
+_NOT_COUNTED = 'not counted'
+
+
+def _qupath_object(cell):
+    "Describe a find as QuPath does: a detection with a class of name and color"
+    name, color = str(cell.category), _color(cell.category)
+    if not cell.counted:
+        name, color = f'{name}: {_NOT_COUNTED}', '#9a9a9a'
+    rgb = [int(color[start:start + 2], 16) for start in (1, 3, 5)]
+    why = str(getattr(cell, 'why_not', '') or '')
+    metadata = dict(metadata=dict(why_not=why)) if why else {}
+    properties = dict(classification=dict(name=name, color=rgb), **metadata)
+    return dict(id=None, objectType='detection', properties=properties)
+
+
+def _on_sources(cells, images):
+    "Move cells from the fields of a slide to the slide: cells, and image_id of all pictures and slides"
+    if not isinstance(images, pd.DataFrame):
+        return cells, list(images)
+    if 'source' not in images:
+        return cells, list(images.image_id)
+    sources = images.source.where(images.source.notna(), images.image_id)
+    table = images.assign(source=sources).set_index('image_id')
+    known = table.loc[cells.image_id]
+    places = known[['x', 'y']].astype(float).fillna(0).to_numpy()
+    moved = [shapely.transform(polygon, lambda xy, place=place: xy + place)
+             for polygon, place in zip(cells.polygon, places)]
+    polygons = pd.Series(moved, cells.index, dtype=object)
+    return cells.assign(polygon=polygons, image_id=known.source.to_numpy()), list(table.source.unique())
+
+
+def write_qupath(
+    cells: pd.DataFrame,   # classified cells table with `counted`, polygons in px of their images
+    images,                # image_id -> array or path, or an images table (of a slide's fields source, x, y)
+    out,                   # folder for one file a picture or slide
+) -> Path:                 # the folder
+    "Write the finds as QuPath opens them, over each picture or slide"
+    placed, sources = _on_sources(cells, images)
+    objects = [_qupath_object(cell) for cell in placed.itertuples()]
+    codes = placed.category.astype(object)
+    placed = placed.assign(code=codes, qupath=pd.Series(objects, placed.index, dtype=object))
+    return write_geojson(placed, out, pd.DataFrame(dict(image_id=sources)))
+
 # %% ../../nbs/pages/00_patient.ipynb #c033
 def write_summary(
     summary: dict,  # from `summarize_patient`
@@ -369,7 +415,7 @@ def write_patient(
     cells: pd.DataFrame,          # the patient's classified cells table with `counted` and polygons
     images,                       # image_id -> array or path, or an images table
     out,                          # folder, made if need be
-    crops: np.ndarray = None,     # n x size x size x 3 uint8 in the order of `cells`; None: no gallery
+    crops: np.ndarray = None,     # n x size x size x 3 uint8, as `cells`; None: no gallery
     bundle_meta: dict = None,     # what the classifier's bundle says of itself
     serial: pd.DataFrame = None,  # from `serial_table`, where the patient has smears of several dates
     settings: PageSettings = PageSettings(),  # how much the page shows
@@ -380,8 +426,8 @@ def write_patient(
     out = Path(out)
     written = dict(
         cells=Path(write_cells(cells, out / 'cells.parquet')),
-        geojson=write_geojson(cells, out / 'cells.geojson'))
-    files = 'cells.parquet (a row a cell), cells.geojson (opens in QuPath), summary.json'
+        geojson=write_qupath(cells, images, out / 'geojson'))
+    files = 'cells.parquet (a row a cell), geojson (for QuPath, a file a picture), summary.json'
     if serial is not None:
         written['smears'] = out/'smears.csv'
         write_csv(serial, written['smears'], True)

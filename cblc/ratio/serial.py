@@ -6,6 +6,8 @@
 __all__ = ['count_smears', 'draw_ratios', 'change', 'serial_table', 'smallest_change', 'plot_serial']
 
 # %% ../../nbs/ratio/07_serial.ipynb #c003
+from functools import lru_cache
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -14,8 +16,8 @@ from ..core.errors import InputError
 from ..core.measures import axes_for
 from ..data import need_columns
 from ..patient import shade_bands
-from .calls import RATIO_GRID, Clustering, call_moments, error_rates, icc_weights, sobol_points
-from .calls import sum_fields
+from .calls import RATIO_GRID, Clustering, average_rates, call_moments, icc_weights, smear_rates
+from .calls import sobol_points, sum_fields
 from .correction import correct_ratios
 from .patients import count_fields
 from .prevalence import Validation, adjusted_count, undo_recall
@@ -38,6 +40,11 @@ def _draw_called(smear, share, icc, rng):
     n_other = smear.n - smear.n_cblc
     return stats.beta.ppf(rng.random(len(icc)), smear.n_cblc/effect + .5, n_other/effect + .5)
 
+@lru_cache(maxsize=64)
+def _shared_rates(validation, n, seed):
+    "Draw the error rates that all smears share"
+    return average_rates(validation, sobol_points(n, seed))
+
 def draw_ratios(
     fields: pd.DataFrame,                   # from `count_smears`; all counted by the same model
     validation: Validation,                 # of that model
@@ -46,12 +53,11 @@ def draw_ratios(
     seed: int = 0,                          # of the draws
 ) -> pd.DataFrame:                          # draws x smears, ratios 0-1
     "Draw true ratios that counts and validation allow, error rates shared by all smears"
-    sums, gain, shared = sum_fields(fields), call_moments(validation).gain, sobol_points(n, seed)
+    sums, gain, shared = sum_fields(fields), call_moments(validation).gain, _shared_rates(validation, n, seed)
     weights = icc_weights(fields, sums, validation, clustering)
     rng, drawn = np.random.default_rng(seed), {}
     for i, (name, smear) in enumerate(sums.iterrows()):
-        u = np.vstack([shared[:4], rng.random(n)[None]])
-        sensitivity, specificity, recall_cblc, recall_other = error_rates(validation, u)
+        sensitivity, specificity, recall_cblc, recall_other = smear_rates(shared, validation, rng.random(n))
         called = (smear.n_cblc + .5)/(smear.n + 1)
         found = np.clip(adjusted_count(called, validation.sensitivity, validation.specificity), .003, .997)
         share = min(1., gain**2*found*(1 - found)/(called*(1 - called)))  # an ICC of calls over that of cells

@@ -94,6 +94,9 @@ def _annotation_faults(root, meta, images, sizes, vocabulary):
         found, refusal = attempt(read, 'annotations')
         usable, faults = found or ([], [])
         outlines_to_cells(usable)
+    if not usable and not faults and not refusal:
+        remedy = 'put the annotation files there, if there are any'
+        faults = [Fault('annotations', '', 'no contour in this folder, or no such folder', remedy, 'note')]
     warned = dict.fromkeys(_warned_faults(caught))
     return [*(fault for _, fault in refusal), *faults, *warned]
 
