@@ -40,7 +40,8 @@ def _study(args):
 def _diagnose(args):
     "Diagnose one patient, and print the ratio"
     from cblc.diagnose import diagnose
-    summary = diagnose(args.images, args.out, args.model, args.segmenter, args.patient, force=args.force)
+    summary = diagnose(args.images, args.out, args.model, args.segmenter, args.patient, force=args.force,
+                       single_cells=args.cells)
     low, high = (100 * limit for limit in summary['cblc_interval'])
     print(f'CBLC ratio {100 * summary["cblc_ratio"]:.1f} % ({low:.1f}-{high:.1f}), band {summary["band"]}, '
           f'{summary["n_cblc"]} of {summary["n_cells"]} cells; {len(summary["warnings"])} warnings. '
@@ -96,6 +97,7 @@ def _add_diagnose(command):
     _add_segmenter(parser)
     parser.add_argument('--patient', default='', metavar='ID')
     parser.add_argument('--force', action='store_true', help="write over another patient's results")
+    parser.add_argument('--cells', action='store_true', help='pictures of one cell each')
 
 
 def _add_walks(command):

@@ -60,14 +60,18 @@ def _open_classifier(model):
     return classifier
 
 
-def _find_once(pictures, segmenter):
+def _find_once(pictures, segmenter, single_cells):
     "Find the cells, each once: cells with `place`, lines for unreadable pictures, notes on shared cells"
     from cblc.cells.frame import mark_frame
+    from cblc.cells.singles import find_singles
     from cblc.cells.twice import mark_twice, own_cells
     from cblc.segmentation import Segmenter, segment_images
-    found, unreadable = segment_images(pictures.images, Segmenter.load(segmenter or None))
+    find = find_singles if single_cells else segment_images
+    found, unreadable = find(pictures.images, Segmenter.load(segmenter or None))
     if len(unreadable) == len(pictures.images):
         raise InputError(unreadable[0])
+    if single_cells:
+        return found, unreadable, []
     placed = mark_frame(own_cells(found, pictures.images), pictures.images)
     cells, notes = mark_twice(placed, pictures.images, pictures.overlaps)
     return cells, unreadable, notes
@@ -143,7 +147,7 @@ def _with_correction(count, cells, images, meta):
     return {**count.to_json(), **corrected, 'warnings': [*count.warnings, *notes]}, course
 
 
-def _diagnose(run, inputs, patient, classifier, segmenter):
+def _diagnose(run, inputs, patient, classifier, segmenter, single_cells):
     "Walk from pictures to files: what summary.json holds"
     from cblc.hospital.centers import classify_images
     from cblc.pages.patient import write_patient
@@ -151,7 +155,7 @@ def _diagnose(run, inputs, patient, classifier, segmenter):
     bundle, vocabulary = classifier.bundle, classifier.vocabulary
     pictures = _patient_pictures(inputs, run.folder, patient)
     images = pictures.images
-    found, unreadable, shared = _find_once(pictures, segmenter)
+    found, unreadable, shared = _find_once(pictures, segmenter, single_cells)
     cells, crops, _ = classify_images(
         images, None, classifier, find=lambda *_: (found, unreadable), adapt=True)
     notes = [*pictures.notes, *shared]
@@ -176,12 +180,13 @@ def diagnose(
     patient: str = '',  # the patient's identifier; by default the first input's name
     say=print,          # takes each log line
     force=False,        # write over another patient's results
+    single_cells=False,  # pictures of one cell each: the cell in the middle of each is counted
 ) -> dict:              # what summary.json holds
     "Go from one patient's pictures to cells, summary and report"
     run = Run(out, say)
     patient = _patient_name(inputs, patient)
     _refuse_other(run.folder, patient, force)
     try:
-        return _diagnose(run, inputs, patient, _open_classifier(model), segmenter)
+        return _diagnose(run, inputs, patient, _open_classifier(model), segmenter, single_cells)
     finally:
         remove(run.folder / _ASIDE)

@@ -62,10 +62,13 @@ class CropSettings:
     ):
         "Make settings from a bundle's dictionary"
         known = [field.name for field in fields(cls)]
+        if not isinstance(values, dict):
+            problem = f'crop settings are {values!r:.60}, no table of names and values'
+            raise InputError(problem, 'get the bundle again', 'bundle.json, crop')
         unknown = sorted(set(values) - set(known))
         if unknown:
             problem = f'unknown key {", ".join(unknown)}'
-            raise InputError(problem, f'known are {", ".join(known)}', 'CropSettings')
+            raise InputError(problem, f'known are {", ".join(known)}', 'bundle.json, crop')
         where = 'bundle.json, crop'
         try:
             with refuse_damage(where, 'get the bundle again'):

@@ -195,7 +195,9 @@ class FitSettings:
         told = {former.get(k, k): v for k, v in self.words().items()}
         if self.run.pretrained not in STARTS:
             told['pretrained'] = Path(self.run.pretrained).name  # where it lay is nobody's business
-        return told | dict(arch=self.run.network, epochs2=self.run.stage_epochs[1], threads=None)
+        source, _, place = self.run.network.partition(':')
+        arch = f'{source}:{Path(place).name}' if source == 'local-dir' else self.run.network
+        return told | dict(arch=arch, epochs2=self.run.stage_epochs[1], threads=None)
 
 # %% ../../nbs/learn/05_settings.ipynb #c015
 def fit_settings(
