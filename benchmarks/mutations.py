@@ -398,7 +398,7 @@ def odd_value(rng, before=None):
     if rng.random() < .1:
         return deep(rng)
     if type(before) in (int, float) and rng.random() < .4:
-        return rng.choice((-before, before * 1000, before + 1, str(before), [before], before / 3))
+        return rng.choice((-before, before * 1000, before + 1, str(before), [before], before // 3))
     if isinstance(before, str) and rng.random() < .3:
         return rng.choice((before + ' ', before.upper(), before[::-1], before * 50, before.encode().hex()))
     if isinstance(before, list) and before and rng.random() < .5:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from .core.annotations import annotation_outlines, sniff_format, write_annotations
 from .core.contour_faults import Surroundings, fault_summary, stated_sizes, usable_outlines
-from .core.contours import polygon_parts
+from .core.contours import largest_parts
 from .core.errors import DISCLAIMER, InputError, refuse_damage
 from .core.images import BadImage, image_size
 from .core.listing import place_in, read_listing
@@ -259,16 +259,6 @@ def _sizes_of(images):
     return sizes
 
 # %% ../nbs/00_data.ipynb #c049
-def _whole_contours(cells):
-    "Keep the largest part of contours in several parts, with a warning"
-    several = cells.polygon.map(lambda polygon: hasattr(polygon, 'geoms')).to_numpy(bool)
-    if not several.any():
-        return cells
-    warnings.warn(f'{several.sum()} contours in several parts: the largest is kept '
-                  f'(first: cell {cells.cell_id[several].iloc[0]})', stacklevel=3)
-    largest = [max(polygon_parts(polygon), key=lambda part: part.area) for polygon in cells.polygon]
-    return cells.assign(polygon=pd.Series(largest, dtype=object))
-
 def _sound_listing(root):
     "Read what a cohort lists; InputError for the first grave fault, a warning for the others"
     listing = read_listing(root)
@@ -301,7 +291,7 @@ def read_cohort(
     if faults:
         warnings.warn(f'annotations: {fault_summary(faults)}; {_CHECK}', stacklevel=2)
     keys = images.set_index('image_id')[['patient_id', 'center']]
-    cells = _whole_contours(outlines_to_cells(outlines)).join(keys, on='image_id')
+    cells = largest_parts(outlines_to_cells(outlines)).join(keys, on='image_id')
     order = ['cell_id', 'image_id', 'patient_id', 'center', 'polygon', 'code', 'nucleus']
     return Cohort(
         root, meta.get('name', root.name), patients, images, cells[[c for c in order if c in cells]],

@@ -44,6 +44,14 @@ def _warn_links(folder):
         warnings.warn(f'{len(links)} links lead out of {folder} (first: {links[0]}); '
                       'of what they lead to, pictures that images.csv lists are copied', stacklevel=3)
 
+def _write_as(cells, out, to, table, src):
+    "Write annotations; cells that fit no picture are named with their file, which the writer does not know"
+    try:
+        write_annotations(cells[[field for field in _CELL_FIELDS if field in cells]], out, to, table)
+    except InputError as error:
+        raise InputError(error.problem, error.remedy, error.where or src) from error
+    return out
+
 def convert(
     src,            # a cohort's folder, or annotation files of a known format
     to: str,        # 'cohort' or a key of `cblc.core.annotations.FORMATS`
@@ -69,8 +77,4 @@ def convert(
         _warn_links(src if cohort else images)
         write_cohort(cohort or _cohort_of_strangers(cells, table), out)
         return out
-    try:
-        write_annotations(cells[[field for field in _CELL_FIELDS if field in cells]], out, to, table)
-    except InputError as error:     # of cells that fit no picture: the writer does not know their file
-        raise InputError(error.problem, error.remedy, error.where or src) from error
-    return out
+    return _write_as(cells, out, to, table, src)
