@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import shapely
 from ..core.errors import InputError
-from ..core.images import image_size
+from ..core.images import BadImage, image_size
 from ..data import need_columns
 from ..segmentation import is_whole
 
@@ -73,12 +73,18 @@ _CORE_SLACK = .3    # guard zones, by which two fields may differ about the midd
 
 
 def _picture_sizes(images, cells):
-    "Give image_id -> (width, height) of the pictures that have cells"
+    "Give image_id -> (width, height) of the pictures that have cells and can be read"
     paths = dict(zip(images.image_id, images.path))
     unknown = sorted(set(cells.image_id) - set(paths))
     if unknown:
         raise InputError('has cells but no row in the images table', 'add it', f'image {unknown[0]}')
-    return {image_id: image_size(paths[image_id]) for image_id in cells.image_id.unique()}
+    sizes = {}
+    for image_id in cells.image_id.unique():
+        try:
+            sizes[image_id] = image_size(paths[image_id])
+        except BadImage:    # whoever looks for cells in it names it
+            continue
+    return sizes
 
 
 def _margin(cells, sizes, settings):
@@ -134,6 +140,7 @@ def frame_experts(
         return expert
     known = expert[expert.image_id.isin(images.image_id)]
     sizes = _picture_sizes(images, known)
+    known = known[known.image_id.isin(sizes)]
     margins = dict.fromkeys(known.image_id, cells.frame_px.median())
     margins |= dict(zip(cells.image_id, cells.frame_px))
     whole = [is_whole([row.polygon], sizes[row.image_id])[0] for row in known.itertuples()]
