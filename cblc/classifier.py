@@ -429,15 +429,10 @@ def _bundle_vocabulary(bundle, leaves):
     return VOCABULARY if leaves.has_cblc else None
 
 
-def _kinds(leaves):
-    "List what leaves are told apart by: the categories in their order, and the sides of CBLC in each"
-    return leaves.categories, sorted(set(zip(leaves.member, leaves.cblc)))
-
-
 def _check_leaves(bundle, leaves, vocabulary):
-    "Refuse a bundle whose labels are not the vocabulary's; its leaves may be coarser than they would be today"
+    "Refuse a bundle whose labels are not the vocabulary's; its leaves may be coarser than today's"
     possible = [make_leaves(labels, vocabulary=vocabulary) for labels in ((), ('artefact',))]
-    if _kinds(leaves) not in [_kinds(of_vocabulary) for of_vocabulary in possible]:
+    if leaves.kinds not in [of_vocabulary.kinds for of_vocabulary in possible]:
         own = ', '.join(leaves.names[:8]) + (', ...' if len(leaves.names) > 8 else '')
         wanted = ', '.join(vocabulary.codes[:8])
         problem = f'was trained with other labels ({own}) than the vocabulary ({wanted}, ...)'

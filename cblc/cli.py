@@ -241,6 +241,7 @@ def _run(args):
     "Run a command: its exit code, and one line where the input is at fault or it was interrupted"
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter('default', UserWarning)   # whatever ran before in this process
             warnings.showwarning = _warning_printer()
             return args.run(args) or 0
     except InputError as error:

@@ -41,6 +41,11 @@ class Leaves:
         "Tell whether the leaves know about CBLC"
         return len(self.cblc) > 0
 
+    @property
+    def kinds(self) -> tuple:
+        "Give the categories, and which sides of CBLC each has: the same for coarse and for fine leaves"
+        return self.categories, tuple(sorted(set(zip(self.member, self.cblc))))
+
     def marginals(
         self,
         probabilities,  # n x leaves

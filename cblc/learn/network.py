@@ -29,7 +29,8 @@ def make_body(
     model = start.architecture.build(n_outputs, size, **{name: rate for name, rate in rates.items() if rate})
     if start.weights is not None:
         last = last_layer_names(model)
-        model.load_state_dict({name: w for name, w in start.weights.items() if name not in last}, strict=False)
+        inner = {name: tensor for name, tensor in start.weights.items() if name not in last}
+        model.load_state_dict(inner, strict=False)
     return model, start.words, start.colors
 
 # %% ../../nbs/learn/03_network.ipynb #c010
