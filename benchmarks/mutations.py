@@ -8,6 +8,7 @@ time a hang, 1 GB of memory too much, and a refusal that lacks the file or a rem
     python benchmarks/mutations.py [--quick] [--inputs 20000] [--seed 0] [--only NAME] [--workers 2]
 """
 import argparse
+import copy
 import base64
 import csv
 import io
@@ -385,9 +386,14 @@ ODD = (None, True, False, 0, -1, 1, 2, 3.5, float('nan'), float('inf'), -float('
        [[float('nan')] * 2] * 3, [[1e300, 1e300], [0, 0], [1, 5]], [10**9, 10**9], [[]] * 3)
 
 
+def odd_one(rng):
+    "Draw one of the odd values, a fresh one: what becomes of it must not reach the next input"
+    return copy.deepcopy(rng.choice(ODD))
+
+
 def deep(rng):
     "Nest lists or tables deeper than a reader likes"
-    value = rng.choice(ODD)
+    value = odd_one(rng)
     for _ in range(rng.choice((5, 60, 400))):
         value = [value] if rng.random() < .5 else {'a': value}
     return value
@@ -404,7 +410,7 @@ def odd_value(rng, before=None):
     if isinstance(before, list) and before and rng.random() < .5:
         parts = before[:1], before[:-1], before[::-1], before[0]
         return rng.choice((*parts, before * 2, [before], {'0': before}))
-    return rng.choice(ODD)
+    return odd_one(rng)
 
 
 def places(value, path=()):
