@@ -10,6 +10,7 @@ import json
 import re
 import unicodedata
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 import pandas as pd
 from .core.bundle import read_bundle, shipped
@@ -63,10 +64,11 @@ def _open_classifier(model):
 def _find_once(pictures, segmenter, single_cells):
     "Find the cells, each once: cells with `place`, lines for unreadable pictures, notes on shared cells"
     from cblc.cells.frame import mark_frame
+    from cblc.cells.nucleus import has_nucleus
     from cblc.cells.singles import find_singles
     from cblc.cells.twice import mark_twice, own_cells
     from cblc.segmentation import Segmenter, segment_images
-    find = find_singles if single_cells else segment_images
+    find = find_singles if single_cells else partial(segment_images, is_cell=has_nucleus)
     found, unreadable = find(pictures.images, Segmenter.load(segmenter or None))
     if len(unreadable) == len(pictures.images):
         raise InputError(unreadable[0])

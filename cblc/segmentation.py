@@ -171,6 +171,14 @@ def merge_finds(
     return pd.DataFrame(dict(polygon=merged, score=np.array([scores[i] for i in kept], float)))
 
 # %% ../nbs/01_segmentation.ipynb #c028
+def _diameters(image, polygons, is_cell=None):
+    "Measure the finds of a picture that are cells"
+    polygons = np.asarray(polygons, dtype=object)
+    if is_cell is not None and len(polygons):
+        polygons = polygons[is_cell(image, list(polygons))]
+    return equivalent_diameter(polygons)
+
+
 def _resize(image, scale):
     "Resize a picture, to at least 32 px a side"
     import cv2
@@ -255,6 +263,7 @@ class Segmenter:
         self,
         image,                    # H x W x 3 uint8
         um_per_px: float = None,  # micrometers a pixel, where known
+        is_cell=None,             # tells of a picture and its contours which are measured; None: all
     ) -> float:                   # network px a image px; NaN where no cell is seen at any size
         "Estimate the scale at which the network knows the cells best"
         if um_per_px:
@@ -262,7 +271,8 @@ class Segmenter:
         windows = _windows(image)
         for side in (512, 1024, 256):
             found = [self._find(window, min(side/max(window.shape[:2]), 8.)) for window in windows]
-            diameters = np.concatenate([equivalent_diameter(table.polygon) for table in found])
+            sizes = [_diameters(window, table.polygon, is_cell) for window, table in zip(windows, found)]
+            diameters = np.concatenate(sizes)
             if len(diameters):
                 return self.settings.diameter/np.median(diameters)
         return np.nan
@@ -285,9 +295,10 @@ def shared_scale(
     images: list,             # H x W x 3 uint8 pictures of one microscope
     segmenter: Segmenter,     # see `Segmenter.load`
     um_per_px: float = None,  # micrometers a pixel, where known
+    is_cell=None,             # tells which finds are measured, see `Segmenter.scale`
 ) -> float:                   # network px a image px; NaN where no cell was seen
     "Estimate one scale for pictures of one microscope: the median over them"
-    scales = np.array([segmenter.scale(image, um_per_px) for image in images], float)
+    scales = np.array([segmenter.scale(image, um_per_px, is_cell) for image in images], float)
     scales = scales[np.isfinite(scales)]
     return float(np.exp(np.median(np.log(scales)))) if len(scales) else np.nan
 
@@ -311,7 +322,7 @@ def _scale_group(row, um_per_px):
     return row.center, source if isinstance(source, str) else image_size(row.path)
 
 
-def _scales(images, segmenter, um_per_px, n=8):
+def _scales(images, segmenter, um_per_px, is_cell=None, n=8):
     "Give image_id -> scale, from a few readable pictures of each group"
     groups, group_of, scales = {}, {}, {}
     for row in images.itertuples():
@@ -324,7 +335,7 @@ def _scales(images, segmenter, um_per_px, n=8):
         size = um_per_px[rows[0].image_id]
         chosen = np.unique(np.linspace(0, len(rows) - 1, n).astype(int))
         pictures = [None] if size else _readable([rows[i].path for i in chosen])
-        scales[group] = shared_scale(pictures, segmenter, size)
+        scales[group] = shared_scale(pictures, segmenter, size, is_cell)
     return {image_id: scales[group] for image_id, group in group_of.items()}
 
 # %% ../nbs/01_segmentation.ipynb #n031
@@ -342,16 +353,28 @@ def is_whole(
 _KEYS = ['cell_id', 'image_id', 'patient_id', 'center', 'polygon', 'score', 'whole']
 
 
+def _cells_of_picture(row, image, segmenter, scale, is_cell):
+    "Find the cells of one picture, with their keys"
+    found = segmenter.predict(image, scale=scale if np.isfinite(scale) else None)
+    if is_cell:
+        found['has_nucleus'] = is_cell(image, list(found.polygon))
+    whole = is_whole(found.polygon, image.shape[1::-1])
+    ids = [f'{row.image_id}:{i:04}' for i in range(len(found))]
+    return found.assign(
+        image_id=row.image_id, patient_id=row.patient_id, center=row.center, whole=whole, cell_id=ids)
+
+
 def segment_images(
     images: pd.DataFrame,    # image_id, path; patient_id, center, um_per_px and source where known
     segmenter: Segmenter,    # see `Segmenter.load`
     um_per_px: dict = None,  # center -> micrometers a pixel, where known and `images` does not tell
     progress: bool = True,   # a bar, on a terminal and after 2 s
+    is_cell=None,            # tells of a picture and its contours which have a nucleus; None: not asked
 ) -> tuple:                  # cells table with polygon, score and all keys; problems, a line each
     "Find the cells of all images; unreadable ones are named, not fatal"
     images = images.assign(**{c: images.get(c, '') for c in ('patient_id', 'center')})
-    scales = _scales(images, segmenter, pixel_sizes(images, um_per_px))
-    tables, problems = [], []
+    scales = _scales(images, segmenter, pixel_sizes(images, um_per_px), is_cell)
+    keys, tables, problems = [*_KEYS, *(['has_nucleus'] if is_cell else [])], [], []
     for row in progress_bar(images.itertuples(), 'finding cells', len(images), progress):
         try:
             image = read_image(row.path)
@@ -359,9 +382,6 @@ def segment_images(
             problems.append(str(error))
             continue
         scale = scales.get(row.image_id, np.nan)
-        found = segmenter.predict(image, scale=scale if np.isfinite(scale) else None)
-        keys = dict(image_id=row.image_id, patient_id=row.patient_id, center=row.center,
-                    whole=is_whole(found.polygon, image.shape[1::-1]))
-        tables.append(found.assign(**keys, cell_id=[f'{row.image_id}:{i:04}' for i in range(len(found))]))
-    cells = pd.concat(tables, ignore_index=True)[_KEYS] if tables else pd.DataFrame(columns=_KEYS)
+        tables.append(_cells_of_picture(row, image, segmenter, scale, is_cell))
+    cells = pd.concat(tables, ignore_index=True)[keys] if tables else pd.DataFrame(columns=keys)
     return cells, problems

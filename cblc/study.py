@@ -97,9 +97,11 @@ def find_cells(
     segmenter='',       # bundle; the shipped one by default
 ) -> tuple:             # cells table with `code`, `match_id` and `iou`; a line for each image that went wrong
     "Segment the images of some centers, and match with the experts' contours"
+    from cblc.cells.nucleus import has_nucleus
     from cblc.segmentation import Segmenter, segment_images
     images = cohort.images[cohort.images.center.isin(centers)]
-    found, problems = segment_images(images, Segmenter.load(segmenter or None), cohort.um_per_px)
+    opened = Segmenter.load(segmenter or None)
+    found, problems = segment_images(images, opened, cohort.um_per_px, is_cell=has_nucleus)
     if not len(found):
         problem = f'no cell was found in {len(images)} images of {", ".join(centers)}'
         raise InputError(problem, 'look at the images, or give another segmenter', f'cohort {cohort.name}')

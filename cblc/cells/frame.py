@@ -22,7 +22,7 @@ class FrameSettings:
     "Where in a picture a cell counts"
     quantile: float = .99    # of the half extents of whole cells, which the guard zone is as wide as, 0-1
     most: float = 2.         # half extents of the middle cell, wider than which no guard zone is
-    most_lost: float = .6    # share of the whole cells that may lie in the guard zone, 0-1
+    most_lost: float = 1/3   # share of the whole cells that may lie in the guard zone, 0-1
 
 
 def half_extents(

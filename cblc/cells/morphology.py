@@ -279,6 +279,8 @@ def _crops_of_image(path, cells, settings, scales, nuclei):
     try:
         crops = crop_cells(image, cells, settings, um_per_px or assumed_um)
         measured = morphology(image, cells, drawn, um_per_px)
+        if 'has_nucleus' in cells:
+            return crops, measured.assign(has_nucleus=cells.has_nucleus.to_numpy(bool))
         return crops, measured.assign(has_nucleus=has_nucleus(image, clean_polygons(cells)))
     except InputError as error:
         raise InputError(str(error), where=path) from error
@@ -304,7 +306,12 @@ def _assumed_um(scales, cells, known, settings):
     if settings.scale != 'um' or not len(own):
         return {}
     center = own.image_id.map(known['center'] if 'center' in known else dict.fromkeys(unknown, ''))
-    usual = pd.Series(equivalent_diameter(own.polygon), own.index).groupby(center).transform('median')
+    diameter = pd.Series(equivalent_diameter(own.polygon), own.index)
+    nucleated = diameter
+    if 'has_nucleus' in own:
+        nucleated = diameter.where(own.has_nucleus.astype(bool))
+    usual = nucleated.groupby(center).transform('median')
+    usual = usual.fillna(diameter.groupby(center).transform('median'))
     return (typical_um/usual).groupby(own.image_id).first().to_dict()
 
 

@@ -122,9 +122,10 @@ def _with_codes(found, expert, images):
 
 def _find_placed(images, segmenter, expert, um_per_px, progress, find):
     "Find cells, say where in their pictures they lie, and carry the experts' codes over; and problems"
+    from cblc.cells.nucleus import has_nucleus
     from cblc.segmentation import segment_images
     if find is None:
-        found, problems = segment_images(images, segmenter, um_per_px, progress)
+        found, problems = segment_images(images, segmenter, um_per_px, progress, has_nucleus)
     else:
         found, problems = find(images, segmenter)
     if 'place' not in found:
