@@ -144,6 +144,8 @@ def _fits(cohort, cells, images):
     table = patient_table(cells, patients, vocabulary=words)
     return dict(
         validation=('the correction of ratios', lambda: validate(cells, expert, main, vocabulary=words)),
+        validation_who=('the correction of the WHO blast ratio',
+                        lambda: validate(cells, expert, main, 'who_blast', vocabulary=words)),
         stain=('the stain of the main cohort',
                lambda: StainNormalizer('none').fit(measure_stain(list(spread(images, 24).path))).to_dict()),
         baselines=('the naive baselines', lambda: fit_baselines(cells, main, vocabulary=words)),
@@ -171,6 +173,7 @@ def fit_frozen(
     validation, threshold = fitted.get('validation'), fitted.get('threshold')
     return Frozen(
         centers=tuple(sorted(set(images.center))), not_frozen=tuple(failed), validation=validation,
+        validation_who=fitted.get('validation_who'),
         clustering=fit_clustering(count_fields(cells), validation) if validation else None,
         baselines=fitted.get('baselines'), threshold=threshold.threshold if threshold else None,
         diagnosis=fitted.get('diagnosis'), stain=fitted.get('stain'), profile=stain_rows(images))

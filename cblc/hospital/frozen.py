@@ -22,7 +22,7 @@ class NaiveBaselines:
     majority: bool       # the commoner answer of the main cohort: is a cell CBLC
     nc_threshold: float  # a cell with this nucleus:cytoplasm area ratio or more is called CBLC, 0-1
 
-_FITTED = ('validation', 'clustering', 'diagnosis', 'stain', 'profile')
+_FITTED = ('validation', 'validation_who', 'clustering', 'diagnosis', 'stain', 'profile')
 
 def _plain(value):
     "Turn what was fitted into plain numbers"
@@ -57,6 +57,7 @@ class Frozen:
     stain: dict = None                # reference for stain normalisation: a `StainNormalizer` as a dict
     profile: list = None              # the main cohort's stain, a dict of measures a field
     not_frozen: tuple = ()            # sentences: what could not be fitted, and why
+    validation_who: Validation = None  # its errors as to WHO blasts; None: that ratio is not corrected
 
     @property
     def on(self):
@@ -67,6 +68,11 @@ class Frozen:
     def correction(self):
         "Give validation and clustering, or (None, None) where ratios cannot be corrected"
         return (self.validation, self.clustering or Clustering()) if self.validation else (None, None)
+
+    @property
+    def correction_who(self):
+        "Give validation and clustering for the WHO blast ratio, or (None, None) where it cannot be corrected"
+        return (self.validation_who, self.clustering or Clustering()) if self.validation_who else (None, None)
 
     @property
     def patient_threshold(self):
@@ -96,6 +102,7 @@ class Frozen:
             clustering=_read_clustering(settings.get('clustering')),
             diagnosis=_read_diagnosis(settings.get('diagnosis')),
             stain=settings.get('stain'), profile=settings.get('profile'),
+            validation_who=_read_validation(settings.get('validation_who')),
             not_frozen=tuple(settings.get('not_frozen', ())))
 
     def to_meta(
@@ -125,7 +132,8 @@ class Frozen:
             threshold=self.threshold, centers=list(self.centers),
             baselines=asdict(self.baselines) if self.baselines else None,
             not_frozen=list(self.not_frozen), on=self.on, validation=_plain(self.validation),
-            clustering=_plain(self.clustering), diagnosis=_plain(self.diagnosis))
+            clustering=_plain(self.clustering), diagnosis=_plain(self.diagnosis),
+            validation_who=_plain(self.validation_who))
 
     @classmethod
     def from_json(
@@ -140,6 +148,7 @@ class Frozen:
             validation=_read_validation(values.get('validation')),
             clustering=_read_clustering(values.get('clustering')),
             diagnosis=_read_diagnosis(values.get('diagnosis')),
+            validation_who=_read_validation(values.get('validation_who')),
             not_frozen=tuple(values.get('not_frozen') or ()))
 
 # %% ../../nbs/hospital/00_frozen.ipynb #n014

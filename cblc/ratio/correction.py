@@ -13,7 +13,8 @@ import pandas as pd
 
 from ..core.errors import InputError
 from ..core.measures import axes_for
-from ..patient import THRESHOLDS
+from ..data import Vocabulary
+from ..patient import THRESHOLDS, CountSettings
 from .calls import Clustering, chance_below, fit_clustering, icc_weights, invert_calls
 from .calls import split_by_validation, sum_fields
 from .patients import count_fields
@@ -41,6 +42,19 @@ def _probabilistic_ratio(sums, validation):
     found = probabilistic_adjusted_count(sums.p/sums.n, v.p_cblc, v.p_other)
     return undo_recall(found, v.recall_cblc, v.recall_other)
 
+def _mistaken(fields, validation):
+    "Say why this validation corrects no count of these fields; nothing where it does"
+    counted = set(fields.target) if 'target' in fields else {validation.target}
+    if counted == {validation.target}:
+        return ''
+    return (f'the validation counted {validation.target}, these are counts of '
+            f'{", ".join(sorted(counted))}: the validation of one target corrects no other')
+
+def _refuse(table, reason):
+    "Take the corrected figures out of a table"
+    undefined = table.columns.difference(['n_cells', 'n_fields', 'raw_ratio', 'refused'])
+    return table.assign(**dict.fromkeys(undefined, np.nan), refused=reason)
+
 def _correct(fields, validation, clustering, level):
     "Correct the patients of one validation"
     sums, icc, tail = sum_fields(fields), np.array(clustering.icc), (1 - level)/2
@@ -54,7 +68,9 @@ def _correct(fields, validation, clustering, level):
     for t in THRESHOLDS:
         at_threshold = np.full(len(sums), t)
         table[f'p_ge_{100*t:.0f}'] = _weighted_chance(at_threshold, sums, validation, icc, weights)
-    return table.assign(icc=weights @ icc)
+    table = table.assign(icc=weights @ icc, refused='')
+    mistaken = _mistaken(fields, validation)
+    return _refuse(table, mistaken) if mistaken else table
 
 # %% ../../nbs/ratio/03_correction.ipynb #n001
 def _no_patients(clustering, level):
@@ -68,7 +84,8 @@ def correct_ratios(
     clustering: Clustering = None,  # frozen on the main cohort; None: learned from these patients
     patient_ids=None,               # rows wanted, with or without cells; default: those in fields
     level: float = .95,             # of the interval, 0-1
-) -> pd.DataFrame:  # by patient_id: n_cells, n_fields, raw_ratio, corrected_..., pacc_ratio, p_ge_..., icc
+) -> pd.DataFrame:  # by patient_id: n_cells, n_fields, raw_ratio, corrected_..., pacc_ratio, p_ge_..., icc,
+    # refused: why there is no corrected figure, empty where there is one or no cell
     "Correct every patient's ratio for the classifier and the detector, with an interval for every doubt"
     if clustering is None:
         clustering = fit_clustering(fields, validation)
@@ -76,7 +93,8 @@ def correct_ratios(
     table = pd.concat(parts) if parts else _no_patients(clustering, level)
     wanted = pd.unique(pd.Series(fields.patient_id if patient_ids is None else patient_ids))
     table = table.reindex(pd.Index(wanted, name='patient_id'))
-    return table.fillna(dict(n_cells=0, n_fields=0)).astype(dict(n_cells=int, n_fields=int))
+    table = table.fillna(dict(n_cells=0, n_fields=0, refused=''))
+    return table.astype(dict(n_cells=int, n_fields=int))
 
 # %% ../../nbs/ratio/03_correction.ipynb #c033
 @dataclass(frozen=True)
@@ -87,12 +105,14 @@ class CorrectedRatio:
     p_ge_5: float              # confidence in at least 5 %, 0-1
     p_ge_10: float             # in at least 10 %
     p_ge_20: float             # in at least 20 %
+    refused: str = ''          # why nothing was corrected (the figures are NaN); empty where it was
     warnings: tuple = ()       # sentences: what the correction rests on
 
     def to_json(self) -> dict:
         "Give the keys that `summary.json` holds beside the raw figures"
         return dict(corrected_ratio=self.corrected_ratio, corrected_interval=list(self.corrected_interval),
-                    p_ge_5=self.p_ge_5, p_ge_10=self.p_ge_10, p_ge_20=self.p_ge_20)
+                    p_ge_5=self.p_ge_5, p_ge_10=self.p_ge_10, p_ge_20=self.p_ge_20,
+                    correction_refused=self.refused)
 
 def _cautions(validation):
     "Name what a correction by this validation cannot know"
@@ -108,15 +128,21 @@ def correct_patient(
     validation: Validation,                 # of the classifier and the detector
     clustering: Clustering = Clustering(),  # frozen on the main cohort; default: the cautious one
     level: float = .95,                     # of the interval, 0-1
-) -> CorrectedRatio:
+    settings: CountSettings = CountSettings(),  # is promyelocytic or pure erythroid leukemia known
+    *,
+    vocabulary: Vocabulary = None,          # which codes the WHO counts; CBLC needs none
+) -> CorrectedRatio:                        # of the validation's target: CBLC or WHO blasts
     "Correct one patient's ratio, and say what the correction rests on"
-    table = correct_ratios(count_fields(cells), validation, clustering, level=level)
+    target = validation.target.split('+')[0]
+    fields = count_fields(cells, target, settings, vocabulary=vocabulary)
+    table = correct_ratios(fields, validation, clustering, level=level)
     if len(table) > 1:
         raise InputError(f'{len(table)} patients in the cells table', 'pass the cells of one')
     row = table.iloc[0] if len(table) else pd.Series(np.nan, table.columns)
     names = ('corrected_ratio', 'corrected_low', 'corrected_high', 'p_ge_5', 'p_ge_10', 'p_ge_20')
     ratio, low, high, *confidences = (float(row[name]) for name in names)
-    return CorrectedRatio(ratio, (low, high), *confidences, warnings=tuple(_cautions(validation)))
+    refused = str(row.refused) if len(table) else ''
+    return CorrectedRatio(ratio, (low, high), *confidences, refused, tuple(_cautions(validation)))
 
 # %% ../../nbs/ratio/03_correction.ipynb #c037
 def _undecided(n, sums, validation, icc, weights, threshold, level):

@@ -14,7 +14,8 @@ import pandas as pd
 
 from ..core.errors import InputError
 from ..data import Vocabulary, main_only, need_columns
-from ..patient import counted_cells, expert_cblc
+from ..patient import CountSettings, counted_cells
+from .patients import target_calls, target_name, target_truth
 
 # %% ../../nbs/ratio/01_prevalence.ipynb #c007
 def adjusted_count(
@@ -91,6 +92,7 @@ class Validation:
     p_other: float = np.nan   # mean `p_cblc` among the others
     n_patients: int = 0       # validated on; 0: unknown
     recall_known: bool = True  # False: nobody counted missed cells, so both recalls are taken for equal
+    target: str = 'cblc'      # what was called, from `target_name`; it corrects counts of no other
 
     def __post_init__(self):
         if min(self.tp, self.fn, self.tn, self.fp, self.missed_cblc, self.missed_other) < 0:
@@ -147,13 +149,13 @@ def _nucleated(cells, vocabulary):
     cells = cells[cells.code.notna()]
     return cells[vocabulary.is_nucleated(cells.code).to_numpy(bool)]
 
-def _missed(found, expert, vocabulary):
-    "Count the experts' CBLC and other cells that were not found"
+def _missed(found, expert, truth):
+    "Count the experts' cells of the target, and others, that were not found"
     if 'ignored' in expert:
         expert = expert[~expert['ignored'].astype(bool)]
     if 'place' in expert:
         expert = expert[expert.place == 'inside']
-    drawn = expert_cblc(_nucleated(expert, vocabulary).code, vocabulary=vocabulary)
+    drawn = truth(expert)
     missed = drawn.sum() - found.sum(), (~drawn).sum() - (~found).sum()
     if min(missed) < 0:
         problem = f'{len(drawn)} expert cells but {len(found)} of them found'
@@ -166,26 +168,40 @@ def _icc_of_calls(right, patient):
     by_patient = pd.Series(right).groupby(patient).agg(['sum', 'size'])
     return patient_icc(by_patient['sum'], by_patient['size'])
 
+def _patients(found):
+    "Name each cell's patient, one for all where there is no column"
+    return found.patient_id.to_numpy() if 'patient_id' in found else np.full(len(found), '')
+
+def _confusion(true, called):
+    "Count right and wrong calls: tp, fn, tn, fp"
+    pairs = ((true, called), (true, ~called), (~true, ~called), (~true, called))
+    return [int((of_kind & so_called).sum()) for of_kind, so_called in pairs]
+
 def validate(
     cells: pd.DataFrame,         # classified cells with `counted`, and the expert's `code` where matched
     expert: pd.DataFrame = None,  # all expert cells of the same fields; None: recall is unknown
     main_centers=None,           # refuse cells of any other center
+    target: str = 'cblc',        # of `TARGETS`
+    settings: CountSettings = CountSettings(),  # is promyelocytic or pure erythroid leukemia known
     *,
     vocabulary: Vocabulary,      # what the codes mean
 ) -> Validation:
     "Count a classifier's validation on cells that had no part in its training"
     need_columns(cells, ['code', 'cblc', 'counted'], 'validation')
+    what, words = target_name(target, settings), dict(target=target, settings=settings, vocabulary=vocabulary)
+
+    def truth(cells):
+        return target_truth(_nucleated(cells, vocabulary).code, **words)
+
     named = _nucleated(cells, vocabulary)
     if main_centers is not None:
         main_only(named, main_centers, 'the validation')
     found = counted_cells(named)
-    true, called = expert_cblc(found.code, vocabulary=vocabulary), found.cblc.to_numpy(bool)
-    missed = _missed(true, named if expert is None else expert, vocabulary)
-    p = (found.p_cblc if 'p_cblc' in found else found.cblc).to_numpy(float)
-    patient = (found.patient_id if 'patient_id' in found else pd.Series('', found.index)).to_numpy()
+    true, (called, p) = truth(found), target_calls(found, **words)
+    missed = _missed(true, named if expert is None else expert, truth)
+    patient = _patients(found)
     icc_cblc, deff_cblc = _icc_of_calls(called[true], patient[true])
     icc_other, deff_other = _icc_of_calls(~called[~true], patient[~true])
-    return Validation(
-        int((true & called).sum()), int((true & ~called).sum()), int((~true & ~called).sum()),
-        int((~true & called).sum()), *map(int, missed), icc_cblc, icc_other, deff_cblc, deff_other,
-        float(p[true].mean()), float(p[~true].mean()), len(pd.unique(patient)), expert is not None)
+    iccs = icc_cblc, icc_other, deff_cblc, deff_other
+    return Validation(*_confusion(true, called), *map(int, missed), *iccs, float(p[true].mean()),
+                      float(p[~true].mean()), len(pd.unique(patient)), expert is not None, what)
