@@ -83,7 +83,7 @@ def _classified(data, path):
     cells = read_cells(path)
     cells = cells[cells.image_id.isin(data.images.image_id)].reset_index(drop=True)
     if 'counted' not in cells:
-        cells = mark_counted(cells)
+        cells = mark_counted(cells, vocabulary=data.vocabulary)
     return match_cells(data.expert, cells)[1] if len(data.expert) and 'match_id' not in cells else cells
 
 def _classify(data, model, settings, um_per_px, progress):

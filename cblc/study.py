@@ -198,26 +198,27 @@ def fit_study(
     cohort: Cohort,           # as `read_cohort` gives it
     found: pd.DataFrame,      # from `find_cells`, of the main centers
     split: pd.Series,         # from `split_main`
-    settings: StudySettings,  # how it is trained, what it is compared with
-    out,                      # folder of the bundle; the plain classifier's is `plain` beside it
+    settings: StudySettings,  # of the training
+    out,                      # folder of the bundle; the plain one's is `plain` beside it
     trained_on: str,          # what the bundle's card says
-) -> pd.DataFrame:            # the classified cells of the main patients outside training
-    "Train in two stages, save the bundle, and freeze what was fitted on the main cohort"
+) -> pd.DataFrame:            # classified cells of main patients outside training
+    "Train in two stages, save the bundle, freeze what was fitted on the main cohort"
     from cblc.hospital.frozen import freeze_bundle
-    out, fit, crop = Path(out), settings.fit, settings.crop
+    out, fit, crop, words = Path(out), settings.fit, settings.crop, cohort.vocabulary
     cells = cut_cells(cohort, found, split, crop, only_whole_and_round=settings.recipe == 'p1')
 
     def train(fit, folder, work):
         name = f'{fit.recipe} on {cohort.name}'
         return train_classifier(
-            cells, fit, folder, out.parent / work, name, trained_on, crop, vocabulary=cohort.vocabulary)
+            cells, fit, folder, out.parent / work, name, trained_on, crop, vocabulary=words)
 
     classifier, plain = train(fit, out, 'training'), None
     if settings.baseline_plain:
         fit = fit.by('plain', lr=settings.lr, adapt_bn=0.)
         plain = train(fit, out.parent / 'plain', 'training_plain')
     held_out, crops = cells.held_out()
-    named = mark_counted(settle_artefacts(held_out.join(classifier.predict(crops))))
+    finds = settle_artefacts(held_out.join(classifier.predict(crops)))
+    named = mark_counted(finds, vocabulary=words)
     frozen = fit_frozen(cohort, named, cohort.images[cohort.images.image_id.isin(found.image_id)])
     freeze_bundle(out, frozen)
     return _further_opinions(cohort, named, crops, classifier, plain, settings, frozen)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['VOCABULARY_COLUMNS', 'FLAG_COLUMNS', 'NOT_COUNTED', 'code_table']
 
-# %% ../../nbs/core/20_codes.ipynb #ebbee72d
+# %% ../../nbs/core/20_codes.ipynb #65cd99a2
 import pandas as pd
 from .errors import InputError
 
-# %% ../../nbs/core/20_codes.ipynb #7f660dac
+# %% ../../nbs/core/20_codes.ipynb #708db639
 VOCABULARY_COLUMNS = ('code', 'meaning', 'lineage', 'category', 'cblc', 'who_blast', 'nucleated')
 FLAG_COLUMNS = ('cblc', 'who_blast', 'nucleated', 'denominator')
 NOT_COUNTED = ('granular megakaryocyte', 'platelet-producing megakaryocyte', 'phagocyte', 'macrophage',
@@ -65,7 +65,7 @@ def _read_denominator(table, where):
         raise InputError(problem, 'write no for denominator, or yes for nucleated', where)
     return counted
 
-# %% ../../nbs/core/20_codes.ipynb #d7bbbbda
+# %% ../../nbs/core/20_codes.ipynb #f7c7f6f1
 def code_table(
     rows: list,                     # dicts of `VOCABULARY_COLUMNS`, `denominator` and `leaf` where given
     where: str = 'vocabulary',      # file or bundle that the rows come from, for the error

@@ -165,7 +165,8 @@ def classify_images(
     crops, measured = crops_of_cohort(images, found, settings, progress, um_per_px)
     named = _name_finds(classifier, measured, crops, adapt)
     new = [table[[column for column in table if column not in found]] for table in (measured, named)]
-    cells = mark_counted(settle_artefacts(pd.concat([found, *new], axis=1)))
+    finds, words = pd.concat([found, *new], axis=1), getattr(classifier, 'vocabulary', None)
+    cells = mark_counted(settle_artefacts(finds), vocabulary=words)
     return cells, crops, problems
 
 # %% ../../nbs/hospital/01_centers.ipynb #c011

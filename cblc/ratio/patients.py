@@ -15,7 +15,7 @@ from ..core.measures import axes_for, correlations, exact_interval
 from ..data import Vocabulary, need_columns
 from ..patient import (BANDS, PROERYTHROBLAST, PROMYELOCYTE, THRESHOLDS, CountSettings, call_variance,
                           counted_cells, design_effects, expert_cblc, from_codes, is_who_blast, review,
-                          shade_bands, who_categories)
+                          shade_bands, who_categories, with_known_disease)
 
 # %% ../../nbs/ratio/00_patients.ipynb #080829e5
 TARGETS = ('cblc', 'who_blast')  # what can be counted, validated and corrected
@@ -119,16 +119,11 @@ def _sum_fields(counts, patient_ids):
     by_patient = counts.groupby('patient_id')
     sums = by_patient[['n', 'n_cblc', 'doubt']].sum()
     sums['n_images'] = by_patient.size()
+    sums['cells_squared'] = (counts.n.astype(float)**2).groupby(counts.patient_id).sum()
     ratio = (sums.n_cblc/sums.n).reindex(counts.patient_id).to_numpy(float)
     squares = (counts.n_cblc.to_numpy() - ratio*counts.n.to_numpy())**2
     sums['between'] = pd.Series(squares, counts.patient_id.to_numpy(), float).groupby(level=0).sum()
     return sums.reindex(patient_ids).fillna(0).reset_index(drop=True)
-
-def _who_counts(cells, patient_ids, vocabulary, settings):
-    "Count WHO blasts patient by patient"
-    counted = counted_cells(cells)
-    blast = is_who_blast(counted, settings, vocabulary=vocabulary)
-    return blast.groupby(counted.patient_id).sum().reindex(patient_ids, fill_value=0).to_numpy(int)
 
 def _expert_ratios(expert, patient_ids, vocabulary):
     "Give each patient's ratio by expert codes, NaN with a count of 0 where there are none"
@@ -140,15 +135,20 @@ def _expert_ratios(expert, patient_ids, vocabulary):
 
 # %% ../../nbs/ratio/00_patients.ipynb #n002
 def _ratio_columns(sums, settings):
-    "Compute the ratio of every patient with its interval, band and thresholds crossed"
-    n = sums.n.where(sums.n > 0)
-    ratio = sums.n_cblc/n
-    effect = design_effects(sums.n, sums.n_cblc, sums.n_images, sums.between, sums.doubt, settings)
-    low, high = exact_interval(sums.n_cblc/effect, sums.n/effect, settings.level)
+    "Compute the ratio of every patient with its interval"
+    ratio = sums.n_cblc/sums.n.where(sums.n > 0)
+    effect = design_effects(sums.n, sums.n_cblc, sums.n_images, sums.between, sums.doubt, settings,
+                            sums.cells_squared)
+    return ratio, *exact_interval(sums.n_cblc/effect, sums.n/effect, settings.level)
+
+def _blast_columns(cells, ids, settings, vocabulary):
+    "Compute every patient's WHO blast ratio with interval, band and the number of thresholds crossed"
+    counts = count_fields(cells, 'who_blast', settings, vocabulary=vocabulary)
+    ratio, low, high = _ratio_columns(_sum_fields(counts, ids.to_numpy()), settings)
     bands = np.array(BANDS, object)[np.searchsorted(THRESHOLDS, ratio.fillna(0), side='right')]
     undecided = sum(((low < t) & (t <= high)).astype(int) for t in THRESHOLDS)
-    return dict(cblc_ratio=ratio, band=np.where(n.notna(), bands, 'no cells'), cblc_low=low, cblc_high=high,
-                crossed=undecided)
+    return dict(who_blast_ratio=ratio, band=np.where(ratio.notna(), bands, 'no cells'), who_low=low,
+                who_high=high, crossed=undecided)
 
 def patient_table(
     cells: pd.DataFrame,            # classified cells of any number of patients, with `counted`
@@ -166,14 +166,14 @@ def patient_table(
     table = patients.reset_index(drop=True)
     ids = table.patient_id
     sums = _sum_fields(counts, ids.to_numpy())
-    ratios = _ratio_columns(sums, settings)
-    who = _who_counts(cells, ids, vocabulary, settings)/sums.n.where(sums.n > 0)
+    ratio, low, high = _ratio_columns(sums, settings)
+    blasts = _blast_columns(with_known_disease(cells, table), ids, settings, vocabulary)
     to_review = cells.patient_id[review(cells, settings.review_below)].value_counts()
     return table.assign(
         n_images=sums.n_images.astype(int), n_cells=sums.n.astype(int), n_cblc=sums.n_cblc.astype(int),
-        cblc_ratio=ratios.pop('cblc_ratio'), who_blast_ratio=who, band=ratios.pop('band'),
-        n_review=to_review.reindex(ids, fill_value=0).to_numpy(), **ratios,
-        **_expert_ratios(expert, ids, vocabulary))
+        cblc_ratio=ratio, who_blast_ratio=blasts.pop('who_blast_ratio'), band=blasts.pop('band'),
+        n_review=to_review.reindex(ids, fill_value=0).to_numpy(), cblc_low=low, cblc_high=high,
+        crossed=blasts.pop('crossed'), **blasts, **_expert_ratios(expert, ids, vocabulary))
 
 # %% ../../nbs/ratio/00_patients.ipynb #c072
 _MARKS = dict(AML=('#b5105e', 'o'), other=('#1e63c4', 's'), none=('#4c8c2b', '^'))  # diagnosis: color, marker

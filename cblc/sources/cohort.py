@@ -67,7 +67,7 @@ def mix_ratios(
 ) -> tuple:             # CBLC ratio, WHO blast ratio, 0-1; NaN without nucleated cells
     "Add up a mix's ratios among nucleated cells"
     codes = list(mix)
-    shares = np.array(list(mix.values()), float)*np.asarray(VOCABULARY.is_nucleated(codes), bool)
+    shares = np.array(list(mix.values()), float)*np.asarray(VOCABULARY.is_in_denominator(codes), bool)
     if not shares.sum() > 0:
         return float('nan'), float('nan')
     is_cblc = np.asarray(VOCABULARY.is_cblc(codes), bool)
