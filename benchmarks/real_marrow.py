@@ -1,7 +1,7 @@
 """Real cells of a laboratory that had no part in the training.
 
-    python benchmarks/real_marrow.py [--work DIR] [--epochs 4] [--per-class 250] [--without drawn ground]
-                                     [--laboratories bm_munich pbc128 small] [--quick]
+    python benchmarks/real_marrow.py [--work DIR] [--epochs 4] [--per-class 200] [--without drawn ground]
+                                     [--laboratories bm_munich pbc128 small] [--write] [--quick]
 
 A laboratory is left out whole, a classifier is trained on all others by the shipped classifier's recipe
 (recipes/classifier.py, with fewer cells and epochs), and names the left-out cells. Munich's two marrow sets
@@ -15,6 +15,9 @@ one that the word allows; artefacts are judged apart), and the weighted F1 of CB
 it. 95 % intervals by bootstrap over the cells (1,000 draws; no set names its patients, so they are too
 narrow). Of each class at most --per-class cells are judged and taught. The segmenter that finds the cells
 has seen masks or boxes of part of bcisc and pbc128 in its own training, but no class.
+
+How sure the recipe was in each laboratory stands beside how often it was right (`cblc.trust.domain`); with
+--write these pairs become cblc/assets/left_out.csv, by which `cblc diagnose` judges a laboratory.
 """
 import argparse
 import json
@@ -102,18 +105,37 @@ def train(cells, plain, arguments):
     return fit_classifier(*stages['train'], settings=settings, vocabulary=VOCABULARY, valid=stages['valid'])
 
 
-def judge(classifier, cells, n_boot=1000):
-    "Score one laboratory's cells, with intervals"
-    from sklearn.metrics import f1_score
-
+def named_cells(classifier, cells):
+    "Name cells: predictions, how sure, whether the experts' word allows it, and the leaves it allows"
     from cblc.data import VOCABULARY
     from cblc.learn.leaves import allowed_leaves
-    cells = cells.take((cells.table.code != 'artefact').to_numpy())
-    leaves, words = classifier.leaves, cells.table.code.to_numpy()
-    allowed = allowed_leaves(words, leaves, vocabulary=VOCABULARY)
+    leaves = classifier.leaves
+    allowed = allowed_leaves(cells.table.code.to_numpy(), leaves, vocabulary=VOCABULARY)
     predicted = classifier.predict(cells.crops, progress=False)
+    confidence = predicted[[f'p_{name}' for name in leaves.categories]].to_numpy(float).max(1)
     named = np.array([leaves.categories.index(one) for one in predicted.category])
     is_right = ((allowed@leaves.to_category) > 0)[np.arange(len(named)), named]
+    return predicted, confidence, is_right, allowed
+
+
+def own_threshold(classifier, cells):
+    "Find the confidence that as many real validation cells exceed as are named right"
+    from cblc.trust.domain import confidence_threshold
+    is_real = ~cells.table.set.isin(['drawn', 'ground']) & (cells.table.code != 'artefact')
+    own = cells.take((is_real & (cells.table.part == 'valid')).to_numpy())
+    _, confidence, is_right, _ = named_cells(classifier, own)
+    return confidence_threshold(confidence, is_right)
+
+
+def judge(classifier, cells, threshold, n_boot=1000):
+    "Score one laboratory's cells, with intervals, and say how sure the classifier was of them"
+    from sklearn.metrics import f1_score
+
+    from cblc.trust.domain import guessed_accuracy
+    cells = cells.take((cells.table.code != 'artefact').to_numpy())
+    words = cells.table.code.to_numpy()
+    predicted, confidence, is_right, allowed = named_cells(classifier, cells)
+    leaves = classifier.leaves
     may_be, may_not = (allowed & (leaves.to_cblc > 0)).any(1), (allowed & (leaves.to_cblc == 0)).any(1)
     is_decided, is_called = may_be != may_not, predicted.cblc.to_numpy(bool)
 
@@ -129,7 +151,9 @@ def judge(classifier, cells, n_boot=1000):
         n=n, balanced_accuracy=round(float(accuracy), 4), cblc_weighted_f1=round(float(f1), 4),
         balanced_accuracy_interval=[round(float(v), 3) for v in (low[0], high[0])],
         cblc_weighted_f1_interval=[round(float(v), 3) for v in (low[1], high[1])],
-        cblc_sensitivity=round(float(is_called[is_decided & may_be].mean()), 4) if may_be.any() else None)
+        cblc_sensitivity=round(float(is_called[is_decided & may_be].mean()), 4) if may_be.any() else None,
+        accuracy=round(float(is_right.mean()), 4),
+        guessed=round(guessed_accuracy(confidence, threshold), 4))
 
 
 def leave_out(group, cut, whole, arguments):
@@ -137,11 +161,13 @@ def leave_out(group, cut, whole, arguments):
     left_out = LEAVES_TOGETHER[group]
     results = {}
     for peer, sets in (('recipe', cut), ('plain', whole)):
-        classifier = train(teachers(sets, left_out), peer == 'plain', arguments)
+        teaching = teachers(sets, left_out)
+        classifier = train(teaching, peer == 'plain', arguments)
+        threshold = own_threshold(classifier, teaching)
         for name in left_out:
             own = sets[name]
             for center in sorted(set(own.table.set)):
-                scores = judge(classifier, own.take((own.table.set == center).to_numpy()))
+                scores = judge(classifier, own.take((own.table.set == center).to_numpy()), threshold)
                 results.setdefault(center, {})[peer] = scores
                 print(f'{center:20} {peer:7} {json.dumps(scores)}', flush=True)
     return results
@@ -154,15 +180,28 @@ def parse_arguments():
     parser.add_argument('--work', help='folder for crops; they are cut once')
     parser.add_argument('--without', nargs='*', default=[], choices=('drawn', 'ground'))
     parser.add_argument('--laboratories', nargs='*', default=list(LEAVES_TOGETHER), choices=LEAVES_TOGETHER)
-    numbers = {'epochs': 4, 'per-class': 250, 'fields': 60, 'workers': os.cpu_count()}
+    numbers = {'epochs': 4, 'per-class': 200, 'fields': 40, 'workers': os.cpu_count()}
     for name, default in numbers.items():
         parser.add_argument(f'--{name}', type=int, default=default)
+    parser.add_argument('--write', action='store_true', help='write cblc/assets/left_out.csv')
     parser.add_argument('--quick', action='store_true')
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.epochs, arguments.per_class, arguments.fields = 1, 12, 12
+        arguments.epochs, arguments.per_class, arguments.fields = 1, 12, 6
     arguments.work = arguments.work or tempfile.mkdtemp()
     return arguments
+
+
+def write_left_out(results):
+    "Write what left-out laboratories taught, where `cblc.trust.domain` reads it"
+    path = Path(__file__).resolve().parents[1]/'cblc'/'assets'/'left_out.csv'
+    keys = ('n', 'guessed', 'accuracy')
+    rows = [
+        dict(laboratory=center) | {key: peers['recipe'][key] for key in keys}
+        for center, peers in results.items()
+    ]
+    pd.DataFrame(rows).to_csv(path, index=False)
+    print(f'wrote {path.name}: {len(rows)} laboratories')
 
 
 def main():
@@ -179,6 +218,8 @@ def main():
         } for center, peers in results.items()
     }
     print(pd.DataFrame(figures).T.to_string())
+    if arguments.write:
+        write_left_out(results)
     print(json.dumps(figures))
 
 

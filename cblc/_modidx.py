@@ -2330,4 +2330,5 @@ d = { 'settings': { 'branch': 'main',
                                    'cblc.trust.domain.expect_accuracy': ('trust/domain.html#expect_accuracy', 'cblc/trust/domain.py'),
                                    'cblc.trust.domain.guessed_accuracy': ('trust/domain.html#guessed_accuracy', 'cblc/trust/domain.py'),
                                    'cblc.trust.domain.judge_laboratory': ('trust/domain.html#judge_laboratory', 'cblc/trust/domain.py'),
-                                   'cblc.trust.domain.plot_laboratories': ('trust/domain.html#plot_laboratories', 'cblc/trust/domain.py')}}}
+                                   'cblc.trust.domain.plot_laboratories': ('trust/domain.html#plot_laboratories', 'cblc/trust/domain.py'),
+                                   'cblc.trust.domain.read_left_out': ('trust/domain.html#read_left_out', 'cblc/trust/domain.py')}}}
