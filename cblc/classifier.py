@@ -6,7 +6,8 @@
 __all__ = ['LEAST_TO_ADAPT', 'HeldOut', 'Classifier', 'fit_classifier', 'plot_curves', 'save_classifier', 'load_classifier']
 
 # %% ../nbs/03_classifier.ipynb #c002
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,8 +38,7 @@ def _shown(batch, way):
     "Flip and turn a batch, n x 3 x S x S, one of the eight ways"
     if way & 4:
         batch = batch.swapaxes(2, 3)
-    flipped = [axis for axis, bit in ((2, 1), (3, 2)) if way & bit]
-    return np.ascontiguousarray(np.flip(batch, flipped))
+    return np.ascontiguousarray(np.flip(batch, [axis for axis, bit in ((2, 1), (3, 2)) if way & bit]))
 
 # %% ../nbs/03_classifier.ipynb #c006
 @dataclass(frozen=True, eq=False)

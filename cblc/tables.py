@@ -7,7 +7,8 @@ __all__ = ['UNFINISHED', 'LOADERS', 'fit_csv', 'open_model', 'score_predictions'
 
 # %% ../nbs/08_tables.ipynb #c002
 import sys
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from dataclasses import asdict, replace
 from pathlib import Path
 from .cells.crops import CropSettings

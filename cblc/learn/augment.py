@@ -8,9 +8,10 @@ __all__ = ['turned', 'flip_and_turn', 'zoom_and_spin', 'jitter_stain', 'jitter_l
 
 # %% ../../nbs/learn/02_augment.ipynb #c002
 import math
-import numpy as np, torch
-import torch.nn.functional as F
 from dataclasses import dataclass
+import numpy as np
+import torch
+import torch.nn.functional as F
 from .leaves import leaf_shares
 
 # %% ../../nbs/learn/02_augment.ipynb #c010
@@ -72,10 +73,11 @@ def jitter_stain(
     def draw(*shape):
         return _normal(generator, crops, *shape)*strength
     density = -((crops + 1)/256).log()
-    mixed = torch.eye(3, device=crops.device) + .08*draw(3, 3)
-    mixed = mixed*(.2*draw(3, 1)).exp()*(.15*draw(1, 1)).exp()
-    density = (mixed@density.flatten(2)).view_as(density)
-    density = density + .06*draw(1, 1, 1) + .03*draw(3, 1, 1)
+    mixed = torch.eye(3, device=crops.device) + .08*draw(3, 3)      # a dye's hue: colors leak into each other
+    color_gain, total_gain = (.2*draw(3, 1)).exp(), (.15*draw(1, 1)).exp()   # how much dye was taken up
+    density = (mixed*color_gain*total_gain@density.flatten(2)).view_as(density)
+    lamp, lamp_color = .06*draw(1, 1, 1), .03*draw(3, 1, 1)
+    density = density + lamp + lamp_color
     return (256*(-density).exp() - 1).clamp(0, 255)
 
 
@@ -94,8 +96,8 @@ def jitter_light(
     crops = crops*_factor(generator, crops, strength)
     middle = _luminance(crops).mean((2, 3), keepdim=True)
     crops = middle + (crops - middle)*_factor(generator, crops, strength)
-    grey = _luminance(crops)
-    crops = grey + (crops - grey)*_factor(generator, crops, strength)
+    gray = _luminance(crops)
+    crops = gray + (crops - gray)*_factor(generator, crops, strength)
     return crops.clamp(0, 255)
 
 # %% ../../nbs/learn/02_augment.ipynb #c012
@@ -219,7 +221,8 @@ class CropBatches:
         device='cpu',  # where the batches go
     ):
         self.crops, self.allowed = crops, torch.from_numpy(allowed)
-        self.bs, self.augment, self.device = batch, augment, device
+        self.bs = batch  # fastai's name for it
+        self.augment, self.device = augment, device
         self.seed, self.epoch = seed, 0
         self.weights = balance_weights(allowed, balance) if augment else None
 

@@ -7,8 +7,13 @@ __all__ = ['save_tensors', 'load_tensors', 'JudgeEpoch', 'run_key', 'own_seed', 
            'clear_leftovers']
 
 # %% ../../nbs/learn/08_checkpoint.ipynb #c002
-import hashlib, json, math, warnings
-import numpy as np, pandas as pd, torch
+import hashlib
+import json
+import math
+import warnings
+import numpy as np
+import pandas as pd
+import torch
 from contextlib import contextmanager
 from pathlib import Path
 from ..core.errors import InputError

@@ -6,8 +6,11 @@
 __all__ = ['LARGE', 'half_rounded', 'net_arrays', 'export_onnx', 'load_net']
 
 # %% ../../nbs/learn/11_export.ipynb #c002
-import copy, io, warnings
-import numpy as np, torch
+import copy
+import io
+import warnings
+import numpy as np
+import torch
 from ..core.bundle import read_bundle
 from ..core.engine import compact_onnx
 from ..core.errors import InputError

@@ -8,7 +8,8 @@ __all__ = ['ARTEFACT', 'Leaves', 'make_leaves', 'allowed_leaves', 'leaf_shares',
 
 # %% ../../nbs/learn/00_leaves.ipynb #c002
 import math
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from dataclasses import dataclass
 from scipy.special import softmax
 from ..core.errors import InputError

@@ -7,8 +7,11 @@ __all__ = ['MEASURES', 'LeafLoss', 'MixCells', 'border_share', 'attention_spread
            'MeasureCells', 'FreezeBackbone', 'AverageWeights', 'SharpAware']
 
 # %% ../../nbs/learn/04_losses.ipynb #c002
-import cv2, math, warnings
-import numpy as np, torch
+import cv2
+import math
+import warnings
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel

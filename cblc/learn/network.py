@@ -7,8 +7,10 @@ __all__ = ['OFF', 'make_body', 'center_window', 'CellNet', 'blank_head', 'Ensemb
            'batch_norms', 'adapt_norm']
 
 # %% ../../nbs/learn/03_network.ipynb #c002
-import copy, math
-import numpy as np, torch
+import copy
+import math
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import nn
 from ..core.errors import InputError

@@ -7,7 +7,8 @@ __all__ = ['FLATTERS', 'StageCells', 'stage_cells', 'split_cells', 'fold_cells',
 
 # %% ../../nbs/learn/07_stages.ipynb #c002
 import warnings
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from dataclasses import dataclass
 from ..cells.singles import as_crops
 from ..core.errors import InputError

@@ -6,7 +6,8 @@
 __all__ = ['KnownLeaves', 'known_leaves', 'seen_leaves', 'start_net']
 
 # %% ../../nbs/learn/10_start.ipynb #c002
-import numpy as np, torch
+import numpy as np
+import torch
 from dataclasses import dataclass
 from ..core.errors import InputError
 from .leaves import Leaves, leaf_shares
