@@ -38,12 +38,20 @@ def _study(args):
 
 
 def _diagnose(args):
-    "Diagnose one patient, and print the ratio"
+    "Diagnose one patient, and print what is urgent, the headline and the ratio"
     from cblc.diagnose import diagnose
+    from cblc.patient import CountSettings
+    from cblc.ratio.rules import Known
+    settings = CountSettings(promyelocytic=args.promyelocytic, pure_erythroid=args.pure_erythroid)
     summary = diagnose(args.images, args.out, args.model, args.segmenter, args.patient, force=args.force,
-                       single_cells=args.cells)
+                       single_cells=args.cells, known=Known(args.genetics, args.earlier), settings=settings,
+                       n_smears=args.smears)
+    for flag in summary['flags']:
+        if flag['urgent']:
+            print(f'TODAY: {flag["text"]}')
     low, high = (100 * limit for limit in summary['cblc_interval'])
-    print(f'CBLC ratio {100 * summary["cblc_ratio"]:.1f} % ({low:.1f}-{high:.1f}), band {summary["band"]}, '
+    print(summary['headline']['text'])
+    print(f'CBLC ratio {100 * summary["cblc_ratio"]:.1f} % (counting error {low:.1f}-{high:.1f}), '
           f'{summary["n_cblc"]} of {summary["n_cells"]} cells; {len(summary["warnings"])} warnings. '
           f'{summary["disclaimer"]}')
 
@@ -98,6 +106,14 @@ def _add_diagnose(command):
     parser.add_argument('--patient', default='', metavar='ID')
     parser.add_argument('--force', action='store_true', help="write over another patient's results")
     parser.add_argument('--cells', action='store_true', help='pictures of one cell each')
+    parser.add_argument('--smears', type=int, metavar='N', help='smears that the pictures are of')
+    parser.add_argument('--promyelocytic', action='store_true',
+                        help='acute promyelocytic leukemia is known: promyelocytes count as blasts')
+    parser.add_argument('--pure-erythroid', action='store_true',
+                        help='pure erythroid leukemia is known: proerythroblasts count as blasts')
+    parser.add_argument('--genetics', default='', metavar='TEXT',
+                        help='such as "NPM1, FLT3-ITD": changes the cut-off shown, not the count')
+    parser.add_argument('--earlier', default='', metavar='TEXT', help='earlier diagnosis, as "AML 2023"')
 
 
 def _add_walks(command):

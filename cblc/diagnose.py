@@ -9,9 +9,10 @@ __all__ = ['WRITTEN', 'smear_dates', 'diagnose']
 import json
 import re
 import unicodedata
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+import numpy as np
 import pandas as pd
 from .core.bundle import read_bundle, shipped
 from .core.errors import InputError
@@ -26,29 +27,48 @@ def smear_dates(
     "Read the dates of serial smears from their folders' names"
     days = [Path(path).parent.name for path in images.path]
     is_dated = all(re.fullmatch(r'\d{4}-\d\d-\d\d', day) for day in days)
+    is_dated = is_dated and pd.to_datetime(pd.Series(days, dtype=str), errors='coerce').notna().all()
     return dict(zip(images.image_id, days)) if is_dated and len(set(days)) > 1 else {}
 
 # %% ../nbs/07_diagnose.ipynb #c015
-def _correction(cells, images, meta):
-    "Give the corrected ratio, the course over time, and what to mind, as far as the bundle's validation goes"
-    from cblc.hospital.frozen import Frozen
-    from cblc.ratio.correction import correct_patient
-    from cblc.ratio.serial import count_smears, serial_table
-    validation, clustering = Frozen.from_meta(meta).correction
-    days, warnings = smear_dates(images), []
-    if days:
-        warnings.append(f'smears of {len(set(days.values()))} dates are counted together in the ratio')
+_MOST_PROFILED = 8      # pictures of a smear whose stain is measured
+
+
+def _follow(cells, images, days, frozen, settings, vocabulary):
+    "Follow smears of several dates: the course (None where none can be made), what was counted, notes"
+    from cblc.hospital.centers import spread
+    from cblc.cells.profile import stain_table
+    from cblc.ratio.serial import count_smears, serial_table, stain_moves
+    notes = [f'the figure is that of the latest smear, {max(days.values())}; the cells of '
+             f'{len(set(days.values())) - 1} earlier dates are not counted in it']
+    by_day = {day: images[images.image_id.map(days) == day] for day in sorted(set(days.values()))}
+    notes += stain_moves({day: stain_table(spread(own, _MOST_PROFILED))
+                          for day, own in by_day.items()})
+    target, (validation, clustering) = 'who_blast', frozen.correction_who
     if validation is None:
-        if days:
-            warnings[0] += '; the bundle holds no frozen validation to compare them by'
-        return {}, None, warnings
-    corrected = correct_patient(cells, validation, clustering)
-    warnings += corrected.warnings
-    if not days:
-        return corrected.to_json(), None, warnings
-    counts = count_smears(cells.assign(smear_id=cells.image_id.map(days)))
-    course = serial_table(counts, {day: day for day in days.values()}, validation, clustering)
-    return corrected.to_json(), course, warnings
+        target, (validation, clustering) = 'cblc', frozen.correction
+    if validation is None:
+        return None, '', [*notes, 'the bundle holds no frozen validation to compare smears by']
+    counts = count_smears(cells, target=target, settings=settings, vocabulary=vocabulary)
+    course = serial_table(counts, {day: day for day in by_day}, validation, clustering)
+    return course, target, notes
+
+
+def _only_latest(cells, latest):
+    "Leave the cells of earlier smears out of the count"
+    is_earlier = (cells.smear_id != latest).to_numpy()
+    why_not = np.where(is_earlier & cells.counted, 'earlier smear', cells.why_not)
+    return cells.assign(counted=cells.counted & ~is_earlier, why_not=why_not)
+
+
+def _response(course, target):
+    "Say which words of response the latest blast count leaves open; nothing of another ratio"
+    from cblc.ratio.serial import response_words
+    if course is None or target != 'who_blast':
+        return ''
+    first, latest = course.iloc[0], course.iloc[-1]
+    now = latest.corrected_ratio
+    return response_words(latest.p_below_5, now, first.corrected_ratio, int(latest.n_cells))
 
 
 def _open_classifier(model):
@@ -143,17 +163,60 @@ def _to_mind(run, problems, notes, meta):
     return [*lines, *meta.get('warnings', []), f'The model was trained on: {meta["trained_on"]}.']
 
 # %% ../nbs/07_diagnose.ipynb #n001
-def _with_correction(count, cells, images, meta):
-    "Give what summary.json holds, and the course over time"
-    corrected, course, notes = _correction(cells, images, meta)
-    return {**count.to_json(), **corrected, 'warnings': [*count.warnings, *notes]}, course
+def _corrected_cblc(cells, frozen):
+    "Give the corrected CBLC ratio as summary.json holds it, and what to mind of it"
+    from cblc.ratio.correction import correct_patient
+    validation, clustering = frozen.correction
+    if validation is None:
+        return {}, []
+    corrected = correct_patient(cells, validation, clustering)
+    return corrected.to_json(), corrected.warnings
 
 
-def _diagnose(run, inputs, patient, classifier, segmenter, single_cells):
+def _n_smears(images, n_smears):
+    "Count the smears where nobody said how many: slides; None where that is unknown"
+    if n_smears is not None or 'source' not in images or images.source.isna().any():
+        return n_smears
+    return int(images.source.nunique())
+
+
+def _summarize(cells, images, patient, bundle, warnings, ask, vocabulary):
+    "Count, correct and assess the latest smear: what summary.json holds, and the course over time"
+    from cblc.hospital.frozen import Frozen
+    from cblc.patient import summarize_patient
+    from cblc.ratio.headline import assess_patient
+    frozen, days = Frozen.from_meta(bundle.meta), smear_dates(images)
+    course, target, notes = None, '', []
+    if days:
+        cells = cells.assign(smear_id=cells.image_id.map(days))
+        course, target, notes = _follow(cells, images, days, frozen, ask.settings, vocabulary)
+        latest = max(days.values())
+        cells, images = _only_latest(cells, latest), images[images.image_id.map(days) == latest]
+    quality = _judge_pictures(images, cells[cells.image_id.isin(images.image_id)])
+    n_read = len(images) - images.image_id.isin(ask.unreadable).sum()
+    words = dict(settings=ask.settings, vocabulary=vocabulary)
+    count = summarize_patient(cells, patient, n_read, bundle.id, warnings, **words)
+    first = assess_patient(cells, count, frozen.correction_who, quality, _n_smears(images, ask.n_smears),
+                           ask.known, **words)
+    corrected, more = _corrected_cblc(cells, frozen)
+    summary = {**count.to_json(), **corrected, **first.to_json(), 'quality': quality, 'course_of': target,
+               'response': _response(course, target), 'warnings': [*count.warnings, *notes, *more]}
+    return summary, cells, course
+
+
+@dataclass(frozen=True)
+class _Ask:
+    "What is asked about a patient, and known"
+    known: object           # `Known`: genetics and earlier results
+    settings: object        # `CountSettings`: a disease that is known
+    n_smears: int           # None: unknown
+    unreadable: tuple = ()  # image ids
+
+
+def _diagnose(run, inputs, patient, classifier, segmenter, single_cells, ask):
     "Walk from pictures to files: what summary.json holds"
     from cblc.hospital.centers import classify_images
     from cblc.pages.patient import write_patient
-    from cblc.patient import summarize_patient
     bundle, vocabulary = classifier.bundle, classifier.vocabulary
     pictures = _patient_pictures(inputs, run.folder, patient)
     images = pictures.images
@@ -162,15 +225,14 @@ def _diagnose(run, inputs, patient, classifier, segmenter, single_cells):
         images, None, classifier, find=lambda *_: (found, unreadable), adapt=True)
     notes = [*pictures.notes, *shared]
     warnings = _to_mind(run, [*pictures.problems, *unreadable], notes, bundle.meta)
-    n_read = len(images) - len(unreadable)
-    count = summarize_patient(cells, patient, n_read, bundle.id, warnings, vocabulary=vocabulary)
-    summary, course = _with_correction(count, cells, images, bundle.meta)
-    summary = {**summary, 'quality': _judge_pictures(images, cells)}
+    bad = [row.image_id for row in images.itertuples() if any(str(row.path) in line for line in unreadable)]
+    ask = replace(ask, unreadable=tuple(bad))
+    summary, cells, course = _summarize(cells, images, patient, bundle, warnings, ask, vocabulary)
     for doubt in summary['quality']:
         run.log(f'doubt: {doubt["text"]}')
     images = _forget(run.folder, images)
     write_patient(summary, cells, images, run.folder, crops, bundle.meta, course, vocabulary=vocabulary)
-    run.log(f'{patient}: {count.n_cells} cells in {count.n_images} images, in {run.folder / "report.html"}')
+    run.log(f'{patient}: {summary["headline"]["text"]} In {run.folder / "report.html"}')
     return summary
 
 
@@ -183,12 +245,18 @@ def diagnose(
     say=print,          # takes each log line
     force=False,        # write over another patient's results
     single_cells=False,  # pictures of one cell each: the cell in the middle of each is counted
+    known=None,         # `cblc.ratio.rules.Known`: genetics and earlier results, which change the rule shown
+    settings=None,      # `cblc.patient.CountSettings`: a disease that is known changes what is a blast
+    n_smears: int = None,   # that the pictures are of; None: unknown (of slides, their number)
 ) -> dict:              # what summary.json holds
     "Go from one patient's pictures to cells, summary and report"
+    from cblc.patient import CountSettings
+    from cblc.ratio.rules import Known
     run = Run(out, say)
     patient = _patient_name(inputs, patient)
     _refuse_other(run.folder, patient, force)
+    ask = _Ask(known or Known(), settings or CountSettings(), n_smears)
     try:
-        return _diagnose(run, inputs, patient, _open_classifier(model), segmenter, single_cells)
+        return _diagnose(run, inputs, patient, _open_classifier(model), segmenter, single_cells, ask)
     finally:
         remove(run.folder / _ASIDE)

@@ -6,7 +6,7 @@
 __all__ = ['QualityWarning', 'PictureQuality', 'measure_quality', 'quality_doubts', 'combine_doubts', 'quality_warnings']
 
 # %% ../../nbs/cells/05_quality.ipynb #n003
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 import cv2
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ class QualityWarning:
     "A doubt about pictures, for a program and for a person"
     code: str       # such as 'out_of_focus'
     text: str       # one sentence
+    n: int = field(default=1, compare=False)    # pictures concerned
 
     def to_json(self) -> dict:
         "Give what summary.json holds"
@@ -147,7 +148,7 @@ def _in_one_line(code, found, n_images):
         return QualityWarning(code, f'{first}: {text}')
     names = ', '.join(image_id for image_id, _ in found[:_MOST_NAMES])
     more = ', ...' if n_doubtful > _MOST_NAMES else ''
-    return QualityWarning(code, f'{n_doubtful} of {n_images} pictures ({names}{more}): {text}')
+    return QualityWarning(code, f'{n_doubtful} of {n_images} pictures ({names}{more}): {text}', n_doubtful)
 
 def combine_doubts(
     measured: dict,     # image id -> `PictureQuality`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'Headline', 'make_headline', 'Assessment', 'assess_patient']
 
-# %% ../../nbs/ratio/14_headline.ipynb #e9a895e4
+# %% ../../nbs/ratio/14_headline.ipynb #ae7b93ac
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from .correction import CorrectedRatio, correct_patient
 from .reference import Reference, shipped_reference
 from .rules import Known, Rule, disagreement, flag_cells, rule_for
 
-# %% ../../nbs/ratio/14_headline.ipynb #8ea7eb29
+# %% ../../nbs/ratio/14_headline.ipynb #58d2b7fa
 KINDS = ('corrected', 'counting error only', 'not countable')
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def make_headline(
     corrected: CorrectedRatio = None,   # of the WHO blast ratio; None: no validation is frozen
 ) -> Headline:
     "Choose the one figure that can be defended"
-    if not adequacy.countable:
-        text = f'Not countable: {"; ".join(adequacy.reasons)}.'
+    if not adequacy.countable or np.isnan(summary.who_blast_ratio):
+        text = f'Not countable: {"; ".join(adequacy.reasons) or "no cell was counted"}.'
         return Headline(KINDS[2], text, np.nan, np.nan, np.nan, 'no cells', 'There is no figure.')
     refused = corrected.refused if corrected else ''
     if corrected and not refused and not np.isnan(corrected.corrected_ratio):
@@ -69,7 +69,7 @@ def make_headline(
     basis = f'Counting error only; the correction is refused: {refused}.' if refused else _BASES[kind]
     return Headline(kind, _sentence(ratio, low, high, kind), ratio, low, high, band(ratio), basis)
 
-# %% ../../nbs/ratio/14_headline.ipynb #d91c7900
+# %% ../../nbs/ratio/14_headline.ipynb #1b9e7e6a
 @dataclass(frozen=True)
 class Assessment:
     "What a reader is told of a patient before and beside the counts"
