@@ -185,6 +185,7 @@ def _summarize(cells, images, patient, bundle, warnings, ask, vocabulary):
     from cblc.hospital.frozen import Frozen
     from cblc.patient import summarize_patient
     from cblc.ratio.headline import assess_patient
+    from cblc.ratio.reference import frozen_reference
     frozen, days = Frozen.from_meta(bundle.meta), smear_dates(images)
     course, target, notes = None, '', []
     if days:
@@ -197,7 +198,7 @@ def _summarize(cells, images, patient, bundle, warnings, ask, vocabulary):
     words = dict(settings=ask.settings, vocabulary=vocabulary)
     count = summarize_patient(cells, patient, n_read, bundle.id, warnings, **words)
     first = assess_patient(cells, count, frozen.correction_who, quality, _n_smears(images, ask.n_smears),
-                           ask.known, **words)
+                           ask.known, frozen_reference(bundle.meta), **words)
     corrected, more = _corrected_cblc(cells, frozen)
     summary = {**count.to_json(), **corrected, **first.to_json(), 'quality': quality, 'course_of': target,
                'response': _response(course, target), 'warnings': [*count.warnings, *notes, *more]}

@@ -195,15 +195,16 @@ def _further_opinions(cohort, cells, crops, classifier, plain, settings, frozen)
 
 
 def fit_study(
-    cohort: Cohort,           # as `read_cohort` gives it
-    found: pd.DataFrame,      # from `find_cells`, of the main centers
-    split: pd.Series,         # from `split_main`
-    settings: StudySettings,  # of the training
-    out,                      # folder of the bundle; the plain one's is `plain` beside it
-    trained_on: str,          # what the bundle's card says
-) -> pd.DataFrame:            # classified cells of main patients outside training
-    "Train in two stages, save the bundle, freeze what was fitted on the main cohort"
+    cohort: Cohort,           # from `read_cohort`
+    found: pd.DataFrame,      # from `find_cells`
+    split: pd.Series,         # `split_main`'s
+    settings: StudySettings,  # of training
+    out,                      # the bundle's; beside it `plain`
+    trained_on: str,          # for its card
+) -> pd.DataFrame:            # held-out main cells, classified
+    "Train in two stages, save the bundle, freeze what was fitted"
     from cblc.hospital.frozen import freeze_bundle
+    from cblc.ratio.reference import freeze_own_reference
     out, fit, crop, words = Path(out), settings.fit, settings.crop, cohort.vocabulary
     cells = cut_cells(cohort, found, split, crop, only_whole_and_round=settings.recipe == 'p1')
 
@@ -217,10 +218,10 @@ def fit_study(
         fit = fit.by('plain', lr=settings.lr, adapt_bn=0.)
         plain = train(fit, out.parent / 'plain', 'training_plain')
     held_out, crops = cells.held_out()
-    finds = settle_artefacts(held_out.join(classifier.predict(crops)))
-    named = mark_counted(finds, vocabulary=words)
+    named = mark_counted(settle_artefacts(held_out.join(classifier.predict(crops))), vocabulary=words)
     frozen = fit_frozen(cohort, named, cohort.images[cohort.images.image_id.isin(found.image_id)])
     freeze_bundle(out, frozen)
+    freeze_own_reference(out, named, cohort.patients, vocabulary=words)
     return _further_opinions(cohort, named, crops, classifier, plain, settings, frozen)
 
 # %% ../nbs/06_study.ipynb #c012

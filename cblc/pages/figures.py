@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ratio_bar', 'percent', 'why_left_out', 'figures_beside', 'cblc_values', 'headline_values']
 
-# %% ../../nbs/pages/04_figures.ipynb #dc05cdfe
+# %% ../../nbs/pages/04_figures.ipynb #4840e429
 import math
 from ..core.page import render_page
 from ..patient import BAND_COLORS, BANDS, THRESHOLDS, PatientSummary
 from ..ratio.adequacy import Adequacy
 from ..ratio.headline import make_headline
 
-# %% ../../nbs/pages/04_figures.ipynb #ddf02872
+# %% ../../nbs/pages/04_figures.ipynb #61028476
 _RANGE_COLOR = '#e8f1e8'
 
 
@@ -49,7 +49,7 @@ def ratio_bar(
     return render_page('ratio_bar.svg', width=width, bands=bands, ticks=ticks, marks=marks, summary=summary,
                        name=name, interval=interval, ground=(12, width - 12))
 
-# %% ../../nbs/pages/04_figures.ipynb #e5321171
+# %% ../../nbs/pages/04_figures.ipynb #ed86e0a8
 def percent(
     share,            # 0-1; None or NaN where it is not defined
     digits: int = 1,  # after the point
@@ -75,7 +75,7 @@ def why_left_out(
     n_others = summary.get('n_left_out', 0) - sum(reasons.values())
     return ', '.join([*named, *([f'{n_others} that are no cell, or unclear'] if n_others else [])])
 
-# %% ../../nbs/pages/04_figures.ipynb #f92ae8f2
+# %% ../../nbs/pages/04_figures.ipynb #58e97269
 def _number(figure):
     "Write a ratio of counts, a dash where it is not defined"
     return '–' if figure is None or math.isnan(figure) else f'{figure:.1f}'
@@ -115,7 +115,7 @@ def figures_beside(
         figures.append(('Non-erythroid ratio', f'{percent(summary["non_erythroid_ratio"])} %', how))
     return figures
 
-# %% ../../nbs/pages/04_figures.ipynb #59c6d9fc
+# %% ../../nbs/pages/04_figures.ipynb #4a466cd9
 def _headline(summary):
     "Take the headline of a summary; the counting error of one that was not assessed"
     if summary.get('headline'):
@@ -137,7 +137,7 @@ def cblc_values(
     kind = '95 % interval, corrected' if is_corrected else 'counting error only'
     return dict(ratio=percent(ratio), low=percent(low), high=percent(high), kind=kind, reference=reference,
                 limits=[percent(limit) for limit in limits],
-                bar=Markup(ratio_bar(ratio, low, high, scale=limits, interval=kind)))
+                bar=Markup(ratio_bar(ratio, low, high, scale=limits, interval=kind.removesuffix(' only'))))
 
 
 def headline_values(
@@ -146,11 +146,14 @@ def headline_values(
     "Lay out what is said first"
     from markupsafe import Markup
     head, adequacy = _headline(summary), summary.get('adequacy') or dict(reasons=[], cautions=[])
-    kind = '95 % interval, corrected' if head['kind'] == 'corrected' else 'counting error only'
-    bar = ratio_bar(head['ratio'], head['low'], head['high'], interval=kind)
+    is_corrected, flags = head['kind'] == 'corrected', summary.get('flags') or []
+    interval = '95 % interval, corrected' if is_corrected else 'counting error'
+    bar = ratio_bar(head['ratio'], head['low'], head['high'], interval=interval)
+    is_in_doubt = any(flag['code'] == 'promyelocytes' and 'not counted' in flag['text'] for flag in flags)
     return dict(
-        head=head, head_ratio=percent(head['ratio']), head_low=percent(head['low']), head_kind=kind,
+        head=head, head_ratio=percent(head['ratio']), head_low=percent(head['low']), flags=flags,
+        band_note=', promyelocytes not counted' if is_in_doubt else '',
         head_high=percent(head['high']), bar=Markup(bar), adequacy=adequacy,
-        band_color=dict(zip(BANDS, BAND_COLORS)).get(head['band'], '#eee'), flags=summary.get('flags') or [],
+        band_color='#eee' if is_in_doubt else dict(zip(BANDS, BAND_COLORS)).get(head['band'], '#eee'),
         disagreement=summary.get('disagreement', ''), rule=(summary.get('rule') or {}).get('text', ''),
         dilution=(summary.get('partial') or {}).get('text', ''), response=summary.get('response', ''))

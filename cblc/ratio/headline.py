@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'Headline', 'make_headline', 'Assessment', 'assess_patient']
 
-# %% ../../nbs/ratio/14_headline.ipynb #ae7b93ac
+# %% ../../nbs/ratio/14_headline.ipynb #e0baae45
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from .correction import CorrectedRatio, correct_patient
 from .reference import Reference, shipped_reference
 from .rules import Known, Rule, disagreement, flag_cells, rule_for
 
-# %% ../../nbs/ratio/14_headline.ipynb #58d2b7fa
+# %% ../../nbs/ratio/14_headline.ipynb #6cbfaba2
 KINDS = ('corrected', 'counting error only', 'not countable')
 
 @dataclass(frozen=True)
@@ -44,18 +44,20 @@ _BASES = {
                             'validation of the blast count is frozen in its bundle.'),
 }
 
-def _sentence(ratio, low, high, kind):
-    "Say a ratio, its interval, its band, and what it cannot decide"
+def _sentence(ratio, low, high, kind, note):
+    "Say a ratio, its interval, its band, what it cannot decide, and what is not in it"
     reach = f'{100*low:.1f} to {100*high:.1f} %'
     interval = f'95 % interval {reach}' if kind == 'corrected' else f'counting error alone {reach}'
     lines = ' and '.join(f'{100*t:.0f} %' for t in crossed((low, high)))
     undecided = f'; it cannot decide about {lines}' if lines else ''
-    return f'{100*ratio:.1f} % WHO blasts ({interval}), band {band(ratio)}{undecided}.'
+    more = f'; {note}' if note else ''
+    return f'{100*ratio:.1f} % WHO blasts ({interval}), band {band(ratio)}{undecided}{more}.'
 
 def make_headline(
     summary: PatientSummary,            # of the patient
     adequacy: Adequacy,                 # of the smear
     corrected: CorrectedRatio = None,   # of the WHO blast ratio; None: no validation is frozen
+    note: str = '',                     # what is not in the ratio, in words
 ) -> Headline:
     "Choose the one figure that can be defended"
     if not adequacy.countable or np.isnan(summary.who_blast_ratio):
@@ -67,9 +69,9 @@ def make_headline(
     else:
         ratio, (low, high), kind = summary.who_blast_ratio, summary.who_blast_interval, KINDS[1]
     basis = f'Counting error only; the correction is refused: {refused}.' if refused else _BASES[kind]
-    return Headline(kind, _sentence(ratio, low, high, kind), ratio, low, high, band(ratio), basis)
+    return Headline(kind, _sentence(ratio, low, high, kind, note), ratio, low, high, band(ratio), basis)
 
-# %% ../../nbs/ratio/14_headline.ipynb #1b9e7e6a
+# %% ../../nbs/ratio/14_headline.ipynb #648e38c4
 @dataclass(frozen=True)
 class Assessment:
     "What a reader is told of a patient before and beside the counts"
@@ -93,6 +95,20 @@ class Assessment:
             reference=self.reference.to_json(), partial=self.partial.to_json(),
             me_formulas=list(self.me_formulas), **figures)
 
+_NOT_COUNTED = 'the many promyelocytes are not counted as blasts'
+
+def _corrected(cells, correction, settings, vocabulary):
+    "Correct the WHO blast ratio; None where no validation is frozen"
+    validation, clustering = correction
+    if validation is None:
+        return None
+    clustering = clustering or Clustering()
+    return correct_patient(cells, validation, clustering, settings.level, settings, vocabulary=vocabulary)
+
+def _contradiction(headline, summary, reference):
+    "Say where the two ratios disagree; nothing where the smear is not countable"
+    return disagreement(headline.ratio, summary.cblc_ratio, (reference.low, reference.high))
+
 def assess_patient(
     cells: pd.DataFrame,            # the patient's, with `counted`
     summary: PatientSummary,        # of these cells
@@ -106,18 +122,13 @@ def assess_patient(
     vocabulary: Vocabulary,         # of the cells
 ) -> Assessment:
     "Say what a reader must know first"
-    validation, clustering = correction
-    words, corrected = dict(vocabulary=vocabulary), None
-    if validation is not None:
-        corrected = correct_patient(cells, validation, clustering or Clustering(), settings.level,
-                                    settings, **words)
+    words, corrected = dict(vocabulary=vocabulary), _corrected(cells, correction, settings, vocabulary)
     adequacy = judge_adequacy(cells, quality, summary.n_images, n_smears, count=settings, **words)
     reference = reference or shipped_reference()
-    headline = make_headline(summary, adequacy, corrected)
-    who = summary.who_blast_ratio if np.isnan(headline.ratio) else headline.ratio
-    limits = reference.low, reference.high
+    flags = flag_cells(cells, count=settings, **words)
+    is_in_doubt = not settings.promyelocytic and any(flag.code == 'promyelocytes' for flag in flags)
+    headline = make_headline(summary, adequacy, corrected, _NOT_COUNTED if is_in_doubt else '')
     return Assessment(
-        headline, adequacy, flag_cells(cells, count=settings, **words), rule_for(known),
-        disagreement(who, summary.cblc_ratio, limits) if adequacy.countable else '', reference,
+        headline, adequacy, flags, rule_for(known), _contradiction(headline, summary, reference), reference,
         count_dividing(cells, **words), corrected,
         (me_formula(MYELOID, **words), me_formula(MYELOID[:1], **words)))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'Reference', 'reference_range', 'cohort_reference', 'draw_ratios_without_leukemia', 'drawn_reference',
-           'shipped_reference']
+           'shipped_reference', 'freeze_reference', 'freeze_own_reference', 'frozen_reference']
 
-# %% ../../nbs/ratio/13_reference.ipynb #9e7a8f68
+# %% ../../nbs/ratio/13_reference.ipynb #85d55936
 import json
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -14,10 +14,12 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 
+from ..core.bundle import read_bundle, write_bundle
 from ..core.errors import InputError, refuse_damage
-from ..data import need_columns
+from ..data import Vocabulary, need_columns
+from .patients import patient_table
 
-# %% ../../nbs/ratio/13_reference.ipynb #efa03413
+# %% ../../nbs/ratio/13_reference.ipynb #cb77b809
 _OWN = 'patients of this cohort without a disease of the marrow'
 FEWEST = 39     # values that have a 2.5th percentile by rank: 1/(n + 1) is then .025
 
@@ -66,7 +68,7 @@ def cohort_reference(
     healthy = table[table.diagnosis == 'none']
     return reference_range(healthy.cblc_ratio, what or _OWN)
 
-# %% ../../nbs/ratio/13_reference.ipynb #54bd99b0
+# %% ../../nbs/ratio/13_reference.ipynb #90ea4a59
 _DRAWN = ('drawn marrows without leukemia (half normal, half reactive or with much erythropoiesis), 500 '
           'cells each, named without error; no patients')
 
@@ -98,3 +100,37 @@ def shipped_reference() -> Reference:
     "Read the range that comes with the package"
     path = files('cblc')/'assets'/'reference.json'
     return Reference.from_json(json.loads(path.read_text(encoding='utf-8')))
+
+# %% ../../nbs/ratio/13_reference.ipynb #2b913d39
+def freeze_reference(
+    folder,                 # a bundle's
+    reference: Reference,   # from `cohort_reference`; one of too few marrows is not written
+):
+    "Write a range into a bundle on disk, its weights and graph untouched"
+    if np.isnan(reference.low):
+        return
+    bundle = read_bundle(folder)
+    has_weights = any(name.endswith('.safetensors') for name in bundle.hashes)
+    files = {name: bundle.file(name).read_bytes() for name in bundle.hashes
+             if not name.endswith('.safetensors') and name != 'README.md'}
+    settings = {**bundle.meta.get('settings', {}), 'reference': reference.to_json()}
+    meta = {**bundle.meta, 'settings': settings}
+    write_bundle(bundle.path, meta, bundle.weights() if has_weights else None, files)
+
+def freeze_own_reference(
+    folder,                     # a bundle's
+    cells: pd.DataFrame,        # held-out classified cells with `counted`
+    patients: pd.DataFrame,     # patient_id, center, diagnosis; those without such a cell are passed over
+    *,
+    vocabulary: Vocabulary,     # of the cells
+):
+    "Write the range of a cohort's own held-out patients without leukemia, where they are enough"
+    held_out = patients[patients.patient_id.isin(set(cells.patient_id))]
+    freeze_reference(folder, cohort_reference(patient_table(cells, held_out, vocabulary=vocabulary)))
+
+def frozen_reference(
+    meta: dict,         # what a bundle says of itself
+) -> Reference:         # its own range; the shipped one where it has none
+    "Take the range out of a bundle's meta"
+    own = meta.get('settings', {}).get('reference')
+    return Reference.from_json(own) if own else shipped_reference()

@@ -24,7 +24,7 @@ from .correction import correct_ratios
 from .patients import count_fields
 from .prevalence import Validation, adjusted_count, undo_recall
 
-# %% ../../nbs/ratio/07_serial.ipynb #517fb2c7
+# %% ../../nbs/ratio/07_serial.ipynb #b24b29f9
 @dataclass(frozen=True)
 class SerialSettings:
     "How changes between smears are told from chance"
@@ -104,7 +104,7 @@ def draw_ratios(
         drawn[name] = _draw_smear(smear, gain, rates, validation, icc, rng)
     return pd.DataFrame(drawn)
 
-# %% ../../nbs/ratio/07_serial.ipynb #b7ab231e
+# %% ../../nbs/ratio/07_serial.ipynb #fc0f5db2
 def session_sd(
     fields: pd.DataFrame,       # from `count_fields`, with `smear_id`: repeated smears of each patient
     clustering: Clustering = Clustering(),  # how alike cells of a field are
@@ -224,7 +224,7 @@ def smallest_change(
         low, high = (low, middle) if is_real(middle) else (middle, high)
     return high
 
-# %% ../../nbs/ratio/07_serial.ipynb #7c155093
+# %% ../../nbs/ratio/07_serial.ipynb #765a14da
 _BEYOND = (
     'no blasts in the blood, no extramedullary disease; for CR neutrophils of 1.0 and platelets of 100 '
     'x 10^9/L, for CRh 0.5 and 50; for MLFS a marrow that is not merely aplastic (spicules, at least 200 '
@@ -249,10 +249,10 @@ def response_words(
                 'loss can be read from this count; count more cells, or ask flow cytometry.')
     is_partial = not np.isnan(before) and ratio <= .25 and ratio <= before/2
     partial = 'PR is open (5 to 25 %, at least halved; with the blood counts of CR). ' if is_partial else ''
-    return (f'Blasts are 5 % or more (chance of less {chance}): no remission by this count. {partial}'
+    return (f'Blasts are 5 % or more (chance of less: {chance}): no remission by this count. {partial}'
             'After a remission this would be a relapse, to be confirmed.')
 
-# %% ../../nbs/ratio/07_serial.ipynb #2004ce09
+# %% ../../nbs/ratio/07_serial.ipynb #90ac25ea
 MOVED = 3.      # steps of `stain_distance` from which a stain has moved: this program's own line
 
 def stain_moves(
