@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ratio_bar', 'percent', 'why_left_out', 'figures_beside', 'cblc_values', 'headline_values']
 
-# %% ../../nbs/pages/04_figures.ipynb #4840e429
+# %% ../../nbs/pages/04_figures.ipynb #7cb1db54
 import math
 from ..core.page import render_page
 from ..patient import BAND_COLORS, BANDS, THRESHOLDS, PatientSummary
 from ..ratio.adequacy import Adequacy
 from ..ratio.headline import make_headline
 
-# %% ../../nbs/pages/04_figures.ipynb #61028476
+# %% ../../nbs/pages/04_figures.ipynb #802a8368
 _RANGE_COLOR = '#e8f1e8'
 
 
@@ -49,7 +49,7 @@ def ratio_bar(
     return render_page('ratio_bar.svg', width=width, bands=bands, ticks=ticks, marks=marks, summary=summary,
                        name=name, interval=interval, ground=(12, width - 12))
 
-# %% ../../nbs/pages/04_figures.ipynb #ed86e0a8
+# %% ../../nbs/pages/04_figures.ipynb #a8f000ec
 def percent(
     share,            # 0-1; None or NaN where it is not defined
     digits: int = 1,  # after the point
@@ -75,32 +75,38 @@ def why_left_out(
     n_others = summary.get('n_left_out', 0) - sum(reasons.values())
     return ', '.join([*named, *([f'{n_others} that are no cell, or unclear'] if n_others else [])])
 
-# %% ../../nbs/pages/04_figures.ipynb #58e97269
+# %% ../../nbs/pages/04_figures.ipynb #b7d62204
 def _number(figure):
     "Write a ratio of counts, a dash where it is not defined"
     return '–' if figure is None or math.isnan(figure) else f'{figure:.1f}'
+
+
+def _chance(p):
+    "Write a chance in percent, never 0 or 100"
+    if p < .01:
+        return '< 1 %'
+    return '> 99 %' if p > .99 else f'{percent(p, 0)} %'
 
 
 def _blast_chances(summary):
     "List how strongly the corrected count speaks for each of the guidelines' lines"
     if math.isnan(summary.get('who_p_ge_20', math.nan)):
         return []
-    chances = ', '.join(f'{percent(summary[f"who_p_ge_{line}"], 0)} % for {line} %' for line in (5, 10))
+    chances = ', '.join(f'{_chance(summary[f"who_p_ge_{line}"])} for {line} %' for line in (5, 10))
     how = f'confidence in at least 20 % WHO blasts, as far as the validation tells; {chances}'
-    return [('At least 20 %', f'{percent(summary["who_p_ge_20"], 0)} %', how)]
+    return [('At least 20 %', _chance(summary['who_p_ge_20']), how)]
 
 
 def figures_beside(
     summary: dict,  # as summary.json holds it
 ) -> list:          # of (name, value, how it is made)
     "List the figures beside the ratios"
-    formulas = summary.get('me_formulas') or ('granulocytic and monocytic over erythroid cells',
-                                              'granulocytic over erythroid cells')
+    formulas = summary.get('me_formulas') or ['granulocytic and monocytic over erythroid cells']
     without = _number(summary.get('me_ratio_granulocytic', math.nan))
     figures = [
         *_blast_chances(summary),
         ('M:E', _number(summary.get('me_ratio', math.nan)),
-         f'{formulas[0]}, as the ICSH (2008) takes it; without monocytes {without} = {formulas[1]}'),
+         f'{formulas[0]}, as the ICSH (2008) takes it; {without} without monocytes'),
         ('To look at', str(summary['n_review']), 'cells the model is unsure of'),
         ('Left out', str(summary.get('n_left_out', 0)), why_left_out(summary) or 'every find counts'),
     ]
@@ -115,7 +121,7 @@ def figures_beside(
         figures.append(('Non-erythroid ratio', f'{percent(summary["non_erythroid_ratio"])} %', how))
     return figures
 
-# %% ../../nbs/pages/04_figures.ipynb #4a466cd9
+# %% ../../nbs/pages/04_figures.ipynb #3ca7f913
 def _headline(summary):
     "Take the headline of a summary; the counting error of one that was not assessed"
     if summary.get('headline'):

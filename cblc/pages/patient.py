@@ -243,9 +243,9 @@ class PageSettings:
     review_below: float = CountSettings.review_below   # certainty of a cell that is marked for a look, 0-1
 
 
-def _cblc_names(vocabulary):
-    "Say which cells CBLC are"
-    names = vocabulary.table.meaning[vocabulary.table.cblc]
+def _names_of(flag, vocabulary):
+    "Say which cells have a flag of the vocabulary"
+    names = vocabulary.table.meaning[vocabulary.table[flag]]
     return ', '.join(f'{name} ({code})' for code, name in names.items())
 
 
@@ -255,7 +255,8 @@ def _count_values(summary, cells, vocabulary):
     return dict(
         **headline_values(summary), cblc=cblc_values(summary), stats=figures_beside(summary),
         left_out=why_left_out(summary), lineages=_count_rows(cells, vocabulary),
-        cblc_names=_cblc_names(vocabulary), key=[(category, _color(category)) for category in shown])
+        cblc_names=_names_of('cblc', vocabulary), blast_names=_names_of('who_blast', vocabulary),
+        key=[(category, _color(category)) for category in shown])
 
 # %% ../../nbs/pages/00_patient.ipynb #n008
 def patient_report(

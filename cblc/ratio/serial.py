@@ -24,7 +24,7 @@ from .correction import correct_ratios
 from .patients import count_fields
 from .prevalence import Validation, adjusted_count, undo_recall
 
-# %% ../../nbs/ratio/07_serial.ipynb #b24b29f9
+# %% ../../nbs/ratio/07_serial.ipynb #db0edbb0
 @dataclass(frozen=True)
 class SerialSettings:
     "How changes between smears are told from chance"
@@ -104,7 +104,7 @@ def draw_ratios(
         drawn[name] = _draw_smear(smear, gain, rates, validation, icc, rng)
     return pd.DataFrame(drawn)
 
-# %% ../../nbs/ratio/07_serial.ipynb #fc0f5db2
+# %% ../../nbs/ratio/07_serial.ipynb #cd0cbd3e
 def session_sd(
     fields: pd.DataFrame,       # from `count_fields`, with `smear_id`: repeated smears of each patient
     clustering: Clustering = Clustering(),  # how alike cells of a field are
@@ -224,7 +224,7 @@ def smallest_change(
         low, high = (low, middle) if is_real(middle) else (middle, high)
     return high
 
-# %% ../../nbs/ratio/07_serial.ipynb #765a14da
+# %% ../../nbs/ratio/07_serial.ipynb #67cfc403
 _BEYOND = (
     'no blasts in the blood, no extramedullary disease; for CR neutrophils of 1.0 and platelets of 100 '
     'x 10^9/L, for CRh 0.5 and 50; for MLFS a marrow that is not merely aplastic (spicules, at least 200 '
@@ -241,7 +241,7 @@ def response_words(
         return 'Nothing was counted that a response could be read from.'
     if n_cells < 200:
         return f'{n_cells} cells: ELN (2022) reads no response from fewer than 200.'
-    chance = f'{100*p_below_5:.0f} %'
+    chance = f'{100*min(max(p_below_5, .01), .99):.0f} %'
     if p_below_5 >= .95:
         return f'Blasts are below 5 % (chance {chance}): CR, CRh, CRi, MLFS are open. They need {_BEYOND}.'
     if p_below_5 > .05:
@@ -252,7 +252,7 @@ def response_words(
     return (f'Blasts are 5 % or more (chance of less: {chance}): no remission by this count. {partial}'
             'After a remission this would be a relapse, to be confirmed.')
 
-# %% ../../nbs/ratio/07_serial.ipynb #90ac25ea
+# %% ../../nbs/ratio/07_serial.ipynb #659b3869
 MOVED = 3.      # steps of `stain_distance` from which a stain has moved: this program's own line
 
 def stain_moves(
