@@ -132,7 +132,10 @@ def place_in(
 
 # %% ../../nbs/core/10_listing.ipynb #n014
 _DIAGNOSES = ('AML', 'other', 'none')
-_NUMBER_COLUMNS = ('expert_blast_percent', 'true_cblc_ratio', 'true_who_ratio')    # the others stay text
+_PERCENT_COLUMNS = ('expert_blast_percent', 'earlier_blast_percent')
+_NUMBER_COLUMNS = (*_PERCENT_COLUMNS, 'true_cblc_ratio', 'true_who_ratio')         # the others stay text
+_DISEASES = ('promyelocytic', 'pure_erythroid')     # known to be so: yes or no
+_ANSWERS = ('yes', 'no', 'true', 'false', '1', '0')
 _PATIENTS, _IMAGES = 'patients.csv', 'images.csv'
 
 def _missing_and_double(sheet, key, file):
@@ -153,14 +156,18 @@ def _missing_and_double(sheet, key, file):
             alike.setdefault(value.casefold(), value)
 
 def _entry_findings(patient):
-    "Find what is wrong with diagnosis and blast count, as (column, problem, remedy)"
+    "Find what is wrong with diagnosis, blast counts and answers, as (column, problem, remedy)"
     diagnosis = patient.get('diagnosis', pd.NA)
     if pd.notna(diagnosis) and diagnosis.casefold() not in [known.casefold() for known in _DIAGNOSES]:
         yield 'diagnosis', f'diagnosis {diagnosis!r}', 'write AML, other or none, or leave it empty'
-    blasts = patient.get('expert_blast_percent', pd.NA)
-    if pd.notna(blasts) and not 0 <= read_number(blasts) <= 100:
-        problem = f'expert_blast_percent {blasts} is no percentage'
-        yield 'expert_blast_percent', problem, 'give 0-100, or leave it empty'
+    for column in _PERCENT_COLUMNS:
+        blasts = patient.get(column, pd.NA)
+        if pd.notna(blasts) and not 0 <= read_number(blasts) <= 100:
+            yield column, f'{column} {blasts} is no percentage', 'give 0-100, or leave it empty'
+    for disease in _DISEASES:
+        answer = patient.get(disease, pd.NA)
+        if pd.notna(answer) and answer.casefold() not in _ANSWERS:
+            yield disease, f'{disease} {answer!r}', 'write yes or no, or leave it empty'
 
 def _patient_findings(sheet, owners, centers):
     "Find the faults of patients.csv"
@@ -263,9 +270,12 @@ def _finished(table):
     diagnosis = table.diagnosis.str.casefold().map(canonical).astype('string')
     numbers = {column: table[column].fillna('').map(read_number).astype(float)
                for column in _NUMBER_COLUMNS if column in table}
-    percent = numbers['expert_blast_percent']
-    numbers['expert_blast_percent'] = percent.where(percent.between(0, 100))
-    return table.assign(diagnosis=diagnosis, **numbers)
+    for column in _PERCENT_COLUMNS:
+        if column in numbers:
+            numbers[column] = numbers[column].where(numbers[column].between(0, 100))
+    answers = {disease: table[disease].where(table[disease].str.casefold().isin(_ANSWERS))
+               for disease in _DISEASES if disease in table}
+    return table.assign(diagnosis=diagnosis, **numbers, **answers)
 
 def _clean_centers(meta):
     "Give the centers clean names, sound roles and pixel sizes"
