@@ -21,7 +21,8 @@ from .centers import STAIN_FIELDS, CenterData, as_opinion, named_cells, opinions
 from .frozen import Frozen, refuse_tuned
 from ..matching import average_precision, detection_scores, splits_merges
 from ..patient import CountSettings, count_cells, counted_cells
-from ..ratio.diagnosis import calibration, center_scores, confusion
+from ..ratio.calibration import calibration
+from ..ratio.diagnosis import center_scores, confusion
 
 # %% ../../nbs/hospital/03_judge.ipynb #c011
 def cohort_flow(

@@ -22,8 +22,10 @@ from ..patient import GENETICS_NOTE
 from ..ratio.patients import plot_bands, plot_ratio_truth
 from ..ratio.agreement import plot_bland_altman, plot_passing_bablok
 from cblc.ratio.diagnosis import (
-    at_thresholds, decision_curve, plot_decision, plot_diagnoses, plot_p_aml, plot_roc,
+    at_thresholds, plot_diagnoses, plot_roc,
 )
+from ..ratio.calibration import plot_p_aml
+from ..ratio.decisions import decision_curve, plot_decision
 from ..ratio.correction import plot_corrected
 
 # %% ../../nbs/pages/01_study.ipynb #c006
