@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FlagSettings', 'Flag', 'leaf_shares', 'flag_cells', 'Known', 'Rule', 'rule_for', 'disagreement']
 
-# %% ../../nbs/ratio/09_rules.ipynb #a398d47a
+# %% ../../nbs/ratio/09_rules.ipynb #a80597bf
 import re
 from dataclasses import asdict, dataclass
 
@@ -17,7 +17,7 @@ from ..core.errors import InputError
 from ..data import Vocabulary
 from ..patient import PROERYTHROBLAST, PROMYELOCYTE, CountSettings, is_who_blast
 
-# %% ../../nbs/ratio/09_rules.ipynb #e5a5cbe6
+# %% ../../nbs/ratio/09_rules.ipynb #8e9e3e00
 @dataclass(frozen=True)
 class FlagSettings:
     "From which share of the counted cells on a flag is raised, 0-1"
@@ -46,7 +46,7 @@ class Flag:
         "Give what summary.json holds"
         return asdict(self)
 
-# %% ../../nbs/ratio/09_rules.ipynb #496ba781
+# %% ../../nbs/ratio/09_rules.ipynb #2d95b526
 def leaf_shares(
     cells: pd.DataFrame,     # classified or from `from_codes`, with `counted`
     *,
@@ -86,7 +86,7 @@ def _shares(cells, vocabulary):
         plasma=of_leaves('plasma'), unnamed=by_category.get('other', 0.) - by_leaf.reindex(named).sum(),
         megakaryoblasts=0. if 'who_blast' in counted else by_leaf.reindex(table.index[is_early]).sum())
 
-# %% ../../nbs/ratio/09_rules.ipynb #8546161b
+# %% ../../nbs/ratio/09_rules.ipynb #23027e9f
 _TEXTS = {
     'promyelocytes': (
         '{promyelocytes} promyelocytes: think of acute promyelocytic leukemia and call someone today; '
@@ -110,6 +110,8 @@ _TEXTS = {
 _KNOWN_APL = 'They are counted as blasts, as the disease is known.'
 _PERHAPS_APL = ('They are not counted as blasts unless the disease is known (--promyelocytic); counted so, '
                 'the blast ratio would be {with_promyelocytes}.')
+
+_LEAST = 20     # counted cells, below which a share says nothing: this program's own line
 
 def _in_words(shares, count):
     "Write the shares as the flags' texts need them"
@@ -135,9 +137,9 @@ def flag_cells(
     count: CountSettings = CountSettings(),     # which disease is known
     *,
     vocabulary: Vocabulary,  # lineages, leaves
-) -> tuple:                  # of `Flag`, the urgent first; none without cells
+) -> tuple:                  # of `Flag`, the urgent first; none below twenty counted cells
     "Say what a marrow looks like, before any figure"
-    if not len(counted_cells(cells)):
+    if len(counted_cells(cells)) < _LEAST:
         return ()
     shares = _shares(cells, vocabulary)
     words = _in_words(shares, count)
@@ -145,7 +147,7 @@ def flag_cells(
              for code, is_raised, is_urgent in _raised(shares, settings) if is_raised]
     return tuple(sorted(flags, key=lambda flag: not flag.urgent))
 
-# %% ../../nbs/ratio/09_rules.ipynb #8ca95ced
+# %% ../../nbs/ratio/09_rules.ipynb #a27df879
 _ANY, _TWENTY = 0., .20
 _DEFINING = (       # name, how it is written, lowest blast ratio of AML by WHO 5 and by ICC and ELN 2022
     ('PML::RARA', r'PML\W*RARA|t\(15;17\)', _ANY, .10),
@@ -203,7 +205,7 @@ class Rule:
         "Give what summary.json holds"
         return {**asdict(self), 'findings': list(self.findings)}
 
-# %% ../../nbs/ratio/09_rules.ipynb #48f1235b
+# %% ../../nbs/ratio/09_rules.ipynb #3cedcf64
 def _findings(genetics):
     "Name the defining genetics in a free text, those said to be absent left out"
     parts = re.split(r'[,|\n]|;(?![^()]*\))', genetics)
@@ -238,7 +240,7 @@ def rule_for(
         text += f' The count before was {known.earlier_blast_percent:g} %.'
     return Rule(who, icc, names, text)
 
-# %% ../../nbs/ratio/09_rules.ipynb #53134185
+# %% ../../nbs/ratio/09_rules.ipynb #42e527bd
 def disagreement(
     who_ratio: float,        # WHO blasts, 0-1
     cblc_ratio: float,       # CBLC, 0-1
