@@ -11,12 +11,19 @@ a classifier that errs, and all of it known to the method only from each laborat
   coverage;
 - harder worlds, in which patients differ from the validation's average (standard deviation of log-odds 0.15
   and 0.5);
+- worlds in which the promise broke: the validation is of three main centers, or of one, and the smears come
+  from another whose log-odds are shifted by -1 or +1, or all centers' shifts are drawn with a standard
+  deviation of 0.5 or 1; a tenth of the detections is no cell; three or five validation patients, alike or
+  differing by 0.5; an ICC of fields of 0.1 and 0.2 with 1-5 fields; ratios of 0, 0.2, 0.5, 90, 98 and 100 %.
+  A world passes where its intervals cover at least 93 %, refused or not, or where at least 90 % of the
+  intervals that miss were refused (`refused`);
 - peer in the same run: the plain count with its exact binomial (Clopper-Pearson) interval, and as point
   estimates classify-and-count, mean probability, adjusted count, probabilistic adjusted count and EM;
 - time: 10,000 patients of 500 cells from the cells table to raw and corrected intervals.
 
 The last line is JSON: coverage, coverage_min_band, coverage_max_band, binomial_coverage, mae_ratio (corrected
-over classify-and-count), seconds_10k_patients, and what the runs were.
+over classify-and-count), seconds_10k_patients, what the runs were, and `worlds`: of each its coverage, the
+share refused of the intervals that miss, the share refused of all, and the mean width.
 """
 import argparse
 import json
@@ -28,14 +35,32 @@ import pandas as pd
 
 from cblc.data import VOCABULARY
 from cblc.ratio.correction import correct_ratios
-from cblc.ratio.coverage import coverage_table, judge, make_world, point_errors
+from cblc.ratio.coverage import Troubles, count_broken, coverage_table, judge, make_world, point_errors
 from cblc.ratio.patients import count_fields, patient_table
 from cblc.ratio.prevalence import Validation
 
 RATIOS = (.01, .03, .05, .10, .20, .40, .60)
 DIFFER = (.15, .5)  # standard deviations of patients' shifts, in log-odds
+EXTREME = (0., .002, .005, .9, .98, 1.)
 COLUMNS = ['n', 'coverage', 'low', 'high', 'below', 'above', 'binomial', 'width', 'mae_raw', 'mae_corrected',
            'mae_ratio']
+
+
+def broken_worlds():
+    "Describe the worlds in which the promise broke: name -> arguments of `make_world`"
+    worlds = {}
+    for n, name in ((3, 'three main centers'), (1, 'one main center')):
+        for shift in (-1., 1.):
+            worlds[f'{name}, site shift {shift:+g}'] = dict(troubles=Troubles(n_centers=n, site_shift=shift))
+        for sd in (.5, 1.):
+            worlds[f'{name}, site SD {sd:g}'] = dict(troubles=Troubles(n_centers=n, site_sd=sd))
+    worlds['10 % false detections'] = dict(troubles=Troubles(false=.1))
+    for n in (3, 5):
+        worlds[f'{n} validation patients'] = dict(troubles=Troubles(n_validated=n))
+        worlds[f'{n} validation patients, SD 0.5'] = dict(troubles=Troubles(n_validated=n, differ=.5))
+    for icc in (.1, .2):
+        worlds[f'ICC {icc:g}, 1-5 fields'] = dict(icc=icc, n_fields=(1, 5))
+    return worlds | {f'ratio {100*ratio:g} %': dict(ratio=ratio) for ratio in EXTREME}
 
 
 def run(job):
@@ -90,14 +115,20 @@ def main():
     seed = 1000*args.seed
     words = dict(n_patients=n, n_labs=n_labs)
     jobs = [(words | dict(seed=seed + i), i == 0) for i in range(n_runs)]
-    jobs += [(words | dict(differ=d, seed=seed + 100 + i), False) for i, d in enumerate(DIFFER)]
+    jobs += [(words | dict(troubles=Troubles(differ=d), seed=seed + 100 + i), False)
+             for i, d in enumerate(DIFFER)]
     jobs += [(dict(n_patients=n_fixed, n_labs=n_fixed//5, ratio=r, seed=seed + 200 + i), False)
              for i, r in enumerate(RATIOS)]
+    broken = broken_worlds()
+    jobs += [(dict(n_patients=n_fixed, n_labs=n_fixed//5, seed=seed + 300 + i) | own, False)
+             for i, own in enumerate(broken.values())]
     raw, total = seconds_to_correct(n_timed)
     with ProcessPoolExecutor(args.jobs) as pool:
         done = list(pool.map(run, jobs))
     worlds, errors = [judged for judged, _ in done], done[0][1]
-    runs, harder, fixed = worlds[:n_runs], worlds[n_runs:n_runs + len(DIFFER)], worlds[n_runs + len(DIFFER):]
+    n_main, n_known = n_runs + len(DIFFER), n_runs + len(DIFFER) + len(RATIOS)
+    runs, harder, fixed = worlds[:n_runs], worlds[n_runs:n_main], worlds[n_main:n_known]
+    counted = pd.DataFrame({name: count_broken(judged) for name, judged in zip(broken, worlds[n_known:])}).T
     by_band, by_ratio = coverage_table(pd.concat(runs)), coverage_table(pd.concat(fixed), by='truth')
 
     show(f'Main world: {n_runs} runs of {n} patients, {n_labs} laboratories each, '
@@ -108,6 +139,8 @@ def main():
     for i, (differ, judged) in enumerate(zip(DIFFER, harder)):
         show(f'Harder world: patients differ by {differ} in log-odds, {n} patients, seed {seed + 100 + i}',
              coverage_table(judged))
+    print(f'\nWorlds in which the promise broke: {n_fixed} patients each, seeds {seed + 300} to '
+          f'{seed + 300 + len(broken) - 1}\n{counted.round(3).to_string()}')
     print(f'\nMean absolute error in percentage points, {n} patients, seed {seed}')
     print(errors.round(2).to_string())
     print(f'\n{n_timed} patients of 500 cells: {raw:.1f} s with raw intervals, '
@@ -124,6 +157,9 @@ def main():
         coverage_fixed={f'{100*r:g} %': round(c, 4) for r, c in by_ratio.coverage.drop('all').items()},
         coverage_patients_differ={str(differ): round(judged.corrected_covers.mean(), 4)
                                   for differ, judged in zip(DIFFER, harder)},
+        width=round(by_band.width['all'], 4),
+        refused_at_home=round((pd.concat(runs).refused != '').mean(), 4),
+        worlds=json.loads(counted.drop(columns='n').astype(float).round(4).to_json(orient='index')),
         n_patients=int(by_band.n['all']),
         seed=args.seed,
         quick=args.quick)))

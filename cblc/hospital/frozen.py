@@ -28,11 +28,11 @@ def _plain(value):
     "Turn what was fitted into plain numbers"
     return asdict(value) if isinstance(value, (Validation, Clustering, DiagnosisModel)) else value
 
-def _read_validation(values):
-    "Rebuild a validation; JSON has null for NaN"
+def _read_validation(values, centers=()):
+    "Rebuild a validation; one that noted no centers was counted in the main ones"
     if not values:
         return None
-    return Validation(**{k: math.nan if v is None else v for k, v in values.items()})
+    return Validation.from_json(dict(centers=list(centers)) | values)
 
 def _read_diagnosis(values):
     "Rebuild a probability model"
@@ -96,13 +96,14 @@ class Frozen:
         baselines = None
         if 'nc_ratio' in thresholds and 'majority_cblc' in settings:
             baselines = NaiveBaselines(bool(settings['majority_cblc']), thresholds['nc_ratio'])
+        centers = tuple(settings.get('frozen_on', ()))
         return cls(
-            threshold=thresholds.get('patient_cblc_ratio'), centers=tuple(settings.get('frozen_on', ())),
-            baselines=baselines, validation=_read_validation(settings.get('validation')),
+            threshold=thresholds.get('patient_cblc_ratio'), centers=centers,
+            baselines=baselines, validation=_read_validation(settings.get('validation'), centers),
             clustering=_read_clustering(settings.get('clustering')),
             diagnosis=_read_diagnosis(settings.get('diagnosis')),
             stain=settings.get('stain'), profile=settings.get('profile'),
-            validation_who=_read_validation(settings.get('validation_who')),
+            validation_who=_read_validation(settings.get('validation_who'), centers),
             not_frozen=tuple(settings.get('not_frozen', ())))
 
     def to_meta(

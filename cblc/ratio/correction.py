@@ -17,8 +17,9 @@ from ..data import Vocabulary
 from ..patient import THRESHOLDS, CountSettings
 from .calls import Clustering, chance_below, fit_clustering, icc_weights, invert_calls
 from .calls import split_by_validation, sum_fields
-from .patients import count_fields
+from .patients import count_fields, target_codes
 from .prevalence import Validation, probabilistic_adjusted_count, undo_recall
+from .shift import shift_reasons
 
 # %% ../../nbs/ratio/03_correction.ipynb #c028
 def _weighted_chance(ratio, sums, validation, icc, weights):
@@ -28,11 +29,11 @@ def _weighted_chance(ratio, sums, validation, icc, weights):
 def _solve(sums, validation, icc, weights, target):
     "Find, patient by patient, the ratio at which a count as low as theirs has the chance `target`"
     low, high = np.zeros(len(sums)), np.ones(len(sums))
-    for _ in range(26):
+    for _ in range(22):
         middle = (low + high)/2
         above = _weighted_chance(middle, sums, validation, icc, weights) > target
         low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return (low + high)/2
+    return np.select([low == 0, high == 1], [0., 1.], (low + high)/2)     # the borders themselves pass
 
 def _probabilistic_ratio(sums, validation):
     "Correct the mean probability, where the validation knows its means"
@@ -42,25 +43,30 @@ def _probabilistic_ratio(sums, validation):
     found = probabilistic_adjusted_count(sums.p/sums.n, v.p_cblc, v.p_other)
     return undo_recall(found, v.recall_cblc, v.recall_other)
 
-def _mistaken(fields, validation):
+def _mistaken(fields, validation, codes):
     "Say why this validation corrects no count of these fields; nothing where it does"
     counted = set(fields.target) if 'target' in fields else {validation.target}
     if counted == {validation.target}:
-        return ''
+        if not codes or not validation.codes or codes == validation.codes:
+            return ''
+        return (f'the validation counted the codes {validation.codes}, these are counts of {codes}: a '
+                'validation by another vocabulary corrects nothing')
     return (f'the validation counted {validation.target}, these are counts of '
             f'{", ".join(sorted(counted))}: the validation of one target corrects no other')
 
-def _refuse(table, reason):
-    "Take the corrected figures out of a table"
+def _refuse(table):
+    "Take the corrected figures of those out of a table whose correction is refused"
     undefined = table.columns.difference(['n_cells', 'n_fields', 'raw_ratio', 'refused'])
-    return table.assign(**dict.fromkeys(undefined, np.nan), refused=reason)
+    return table.assign(**table[undefined].where(table.refused == ''))
 
-def _correct(fields, validation, clustering, level):
+def _correct(fields, validation, clustering, level, codes):
     "Correct the patients of one validation"
     sums, icc, tail = sum_fields(fields), np.array(clustering.icc), (1 - level)/2
     weights = icc_weights(fields, sums, validation, clustering)
-    low = _solve(sums, validation, icc, weights, 1 - tail)
-    high = np.maximum(_solve(sums, validation, icc, weights, tail), 1 - tail**(1/sums.n.to_numpy()))
+    all_cells = tail**(1/sums.n.to_numpy())    # of n cells all, or none: what a perfect classifier allows
+    low = np.minimum(_solve(sums, validation, icc, weights, 1 - tail), all_cells)
+    high = np.maximum(_solve(sums, validation, icc, weights, tail), 1 - all_cells)
+    low, high = np.where(sums.n_cblc == 0, 0., low), np.where(sums.n_cblc == sums.n, 1., high)
     table = pd.DataFrame(dict(
         n_cells=sums.n.astype(int), n_fields=sums.n_fields.astype(int), raw_ratio=sums.n_cblc/sums.n,
         corrected_ratio=np.clip(invert_calls(sums, validation), low, high), corrected_low=low,
@@ -68,15 +74,14 @@ def _correct(fields, validation, clustering, level):
     for t in THRESHOLDS:
         at_threshold = np.full(len(sums), t)
         table[f'p_ge_{100*t:.0f}'] = _weighted_chance(at_threshold, sums, validation, icc, weights)
-    table = table.assign(icc=weights @ icc, refused='')
-    mistaken = _mistaken(fields, validation)
-    return _refuse(table, mistaken) if mistaken else table
+    refused = _mistaken(fields, validation, codes) or shift_reasons(fields, validation).reindex(table.index)
+    return table.assign(icc=weights @ icc, refused=refused)
 
 # %% ../../nbs/ratio/03_correction.ipynb #n001
 def _no_patients(clustering, level):
     "Make the table of no patients, with its columns"
     someone = pd.DataFrame(dict(patient_id=['x'], n=[1], n_cblc=[0], p=[0.]))
-    return _correct(someone, Validation(1, 0, 1, 0), clustering, level)[:0]
+    return _correct(someone, Validation(1, 0, 1, 0), clustering, level, '')[:0]
 
 def correct_ratios(
     fields: pd.DataFrame,           # from `count_fields`
@@ -84,13 +89,16 @@ def correct_ratios(
     clustering: Clustering = None,  # frozen on the main cohort; None: learned from these patients
     patient_ids=None,               # rows wanted, with or without cells; default: those in fields
     level: float = .95,             # of the interval, 0-1
+    codes: str = '',                # of the target that was counted, from `target_codes`
+    refuse: bool = True,            # False: keep the figures beside the reason they should be refused for
 ) -> pd.DataFrame:  # by patient_id: n_cells, n_fields, raw_ratio, corrected_..., pacc_ratio, p_ge_..., icc,
     # refused: why there is no corrected figure, empty where there is one or no cell
     "Correct every patient's ratio for the classifier and the detector, with an interval for every doubt"
     if clustering is None:
         clustering = fit_clustering(fields, validation)
-    parts = [_correct(own, v, clustering, level) for own, v in split_by_validation(fields, validation)]
+    parts = [_correct(own, v, clustering, level, codes) for own, v in split_by_validation(fields, validation)]
     table = pd.concat(parts) if parts else _no_patients(clustering, level)
+    table = _refuse(table) if refuse else table
     wanted = pd.unique(pd.Series(fields.patient_id if patient_ids is None else patient_ids))
     table = table.reindex(pd.Index(wanted, name='patient_id'))
     table = table.fillna(dict(n_cells=0, n_fields=0, refused=''))
@@ -115,34 +123,49 @@ class CorrectedRatio:
                     correction_refused=self.refused)
 
 def _cautions(validation):
-    "Name what a correction by this validation cannot know"
+    "Name what a correction by this validation cannot know, or had to assume"
+    if validation.elsewhere:
+        yield (f'the classifier was validated in {len(validation.centers)} other center'
+               f'{"s" if len(validation.centers) > 1 else ""}: the interval allows for centers that differ, '
+               'by a prior where they were few')
+    if not validation.bins:
+        yield ('the validation keeps no probabilities: whether this smear is called as its smears were '
+               'cannot be checked')
     if not validation.recall_known:
         yield ('nobody counted the cells the detector missed: the corrected ratio takes both kinds to be '
                'found equally often')
     if validation.n_patients < 5:
         yield (f'the classifier was validated on {validation.n_patients or "an unknown number of"} patients: '
-               'how much patients differ is unknown and not in the interval')
+               'how much patients differ is mostly assumed')
+
+def _figures(table):
+    "Read the one row of a table of corrected ratios; NaN where there is none"
+    row = table.iloc[0] if len(table) else pd.Series(np.nan, table.columns)
+    names = ('corrected_ratio', 'corrected_low', 'corrected_high', 'p_ge_5', 'p_ge_10', 'p_ge_20')
+    ratio, low, high, *confidences = (float(row[name]) for name in names)
+    return ratio, (low, high), *confidences, str(row.refused) if len(table) else ''
 
 def correct_patient(
     cells: pd.DataFrame,                    # classified cells of one patient, with `counted`
     validation: Validation,                 # of the classifier and the detector
     clustering: Clustering = Clustering(),  # frozen on the main cohort; default: the cautious one
     level: float = .95,                     # of the interval, 0-1
+    center: str = None,                     # name of the smears' center; default: the cells' own, or unknown
     settings: CountSettings = CountSettings(),  # is promyelocytic or pure erythroid leukemia known
     *,
     vocabulary: Vocabulary = None,          # which codes the WHO counts; CBLC needs none
 ) -> CorrectedRatio:                        # of the validation's target: CBLC or WHO blasts
     "Correct one patient's ratio, and say what the correction rests on"
-    target = validation.target.split('+')[0]
-    fields = count_fields(cells, target, settings, vocabulary=vocabulary)
-    table = correct_ratios(fields, validation, clustering, level=level)
+    cells = cells if center is None else cells.assign(center=center)
+    words = dict(target=validation.target.split('+')[0], settings=settings, vocabulary=vocabulary)
+    fields = count_fields(cells, **words)
+    codes = target_codes(**words) if vocabulary else ''
+    table = correct_ratios(fields, validation, clustering, level=level, codes=codes)
     if len(table) > 1:
         raise InputError(f'{len(table)} patients in the cells table', 'pass the cells of one')
-    row = table.iloc[0] if len(table) else pd.Series(np.nan, table.columns)
-    names = ('corrected_ratio', 'corrected_low', 'corrected_high', 'p_ge_5', 'p_ge_10', 'p_ge_20')
-    ratio, low, high, *confidences = (float(row[name]) for name in names)
-    refused = str(row.refused) if len(table) else ''
-    return CorrectedRatio(ratio, (low, high), *confidences, refused, tuple(_cautions(validation)))
+    for _, validation_here in split_by_validation(fields, validation):
+        validation = validation_here
+    return CorrectedRatio(*_figures(table), tuple(_cautions(validation)))
 
 # %% ../../nbs/ratio/03_correction.ipynb #c037
 def _undecided(n, sums, validation, icc, weights, threshold, level):
