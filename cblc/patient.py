@@ -264,7 +264,7 @@ def who_blast_ratio(
     return float(is_who_blast(counted, settings, vocabulary=vocabulary).mean())
 
 def who_blast_interval(
-    cells: pd.DataFrame,     # one patient's, with `counted`; `p_<category>` where a model named them
+    cells: pd.DataFrame,     # one patient's, with `counted`; `p_<category>` or `who_blast_p` of a model
     settings: CountSettings = CountSettings(),  # level, few_fields, icc; is a disease known
     *,
     vocabulary: Vocabulary,  # which codes the WHO counts
@@ -277,6 +277,8 @@ def who_blast_interval(
     columns = [f'p_{category}' for category in vocabulary.categories if category in named]
     has_p = 'who_blast' not in counted and bool(columns) and set(columns) <= set(counted)
     p = np.clip(counted[columns].to_numpy(float).sum(1), 0, 1) if has_p else None
+    if 'who_blast_p' in counted and counted.who_blast_p.notna().all():  # in part settled by a person
+        p = counted.who_blast_p.to_numpy(float)
     return _field_interval(counted, blast, p, settings)
 
 # %% ../nbs/04_patient.ipynb #5ca78164
