@@ -56,6 +56,26 @@ def _diagnose(args):
           f'{summary["disclaimer"]}')
 
 
+def _review(args):
+    "Open a result's review page, or take corrections into the result, and print the figure"
+    if not args.corrections:
+        import webbrowser
+        from cblc.pages.review import read_review
+        page = (Path(args.result) / 'review.html').resolve()
+        read_review(page)
+        print(page)
+        webbrowser.open(page.as_uri())
+        return
+    from cblc.pages.corrections import review_result
+    summary = review_result(args.result, args.corrections)
+    print(summary['headline']['text'])
+    for pair in summary['review']['agreement']:
+        value = 'not defined' if pair['kappa'] is None else f'{pair["kappa"]:.2f}'
+        print(f'{" and ".join(pair["reviewers"])}: kappa {value} on {pair["n"]} cells')
+    print(f'{summary["review"]["n_named"]} cells named by a person, {summary["review"]["n_open"]} open '
+          f'disagreements. {summary["disclaimer"]}')
+
+
 def _external(args):
     "Validate a bundle in other centers, and print their table; 1 where a center failed"
     from cblc.core.run import write_csv
@@ -128,6 +148,9 @@ def _add_walks(command):
     parser.add_argument('--baseline-plain', action='store_true',
                         help='also train a plain classifier on the same crops, to compare with')
     _add_diagnose(command)
+    parser = command('review', _review, "open a result's review page, or take its corrections in")
+    parser.add_argument('result', metavar='OUT', help='folder that cblc diagnose wrote')
+    parser.add_argument('corrections', nargs='*', metavar='corrections.json', help='of one reviewer or more')
     what = 'validate a frozen bundle in other centers, one executed notebook a center'
     parser = command('external', _external, what)
     parser.add_argument('cohort')
