@@ -14,9 +14,11 @@ from ..core.page import figure_uri, render_page
 from ..core.run import write_whole
 from ..data import Vocabulary
 from ..hospital.baselines import known_ratio
+from ..hospital.gaps import calibration_remarks, category_remarks, group_gaps
 from ..hospital.report import FAR, METHOD_NAMES
 from ..hospital.summary import drift, plot_forest, pool_centers, tabulate_centers
 from .checklist import facts, fill_checklist
+from .study_patients import decision_tables, patient_rows, write_cell_pages
 from .patient import LIMITS, model_facts, percent
 from ..patient import GENETICS_NOTE
 from ..ratio.patients import plot_bands, plot_ratio_truth
@@ -50,6 +52,12 @@ def _figure(figures, key, pattern='.3f'):
     return _text(figures.get(key), pattern), _interval(low, high, pattern)
 
 
+def _with_floor(interval, figures):
+    "Write the floor of the calibration error beside its interval"
+    floor = figures.get('ece_floor')
+    return interval if floor is None or np.isnan(floor) else f'{interval} floor {floor:.3f}'.strip()
+
+
 def _head(result, number):
     "Name the center in its first row alone"
     return dict(center='' if number else result.center, first=number == 0)
@@ -63,12 +71,14 @@ def _cell_rows(results):
             name = 'model' if method == 'model' else METHOD_NAMES.get(method, method)
             counts = {count: figures.get(count, 0) for count in ('n', 'n_pos', 'n_patients')}
             values = [_figure(figures, key) for key in CELL_METRICS]
+            values[-1] = (values[-1][0], _with_floor(values[-1][1], figures))
             rows.append(dict(_head(result, number), method=name, values=values, **counts))
     return rows
 
 # %% ../../nbs/pages/01_study.ipynb #n005
 PATIENT_METRICS = {
-    'auc': 'AUC', 'sensitivity': 'sensitivity', 'specificity': 'specificity', 'spearman': 'Spearman',
+    'auc': 'AUC', 'auc_healthy': 'AUC, AML against healthy', 'sensitivity': 'sensitivity',
+    'specificity': 'specificity', 'spearman': 'Spearman',
     'pearson': 'Pearson', 'spearman_blast_percent': 'Spearman, blasts in the file',
     'ccc_blast_percent': "Lin's concordance, the same"}
 METHOD_METRICS = {
@@ -112,7 +122,8 @@ def _pooled_rows(pooled):
     for row in pooled.to_dict('records'):
         q, share = _text(row['q'], '.1f'), _text(100 * row['i2'], '.0f')
         rows.append(dict(
-            figure=row['figure'], k=row['k'], n=row['n'], fixed=_figure(row, 'fixed', '.2f'),
+            reason=row['reason'], figure=row['figure'], k=row['k'], n=row['n'],
+            fixed=_figure(row, 'fixed', '.2f'),
             random=_figure(row, 'random', '.2f'), range=f'{row["least"]:.2f} to {row["most"]:.2f}',
             next=_interval(row['next_low'], row['next_high'], '.2f') or '–',
             q=q if q == '–' else f'{q} ({row["p"]:.2g})', i2=share if share == '–' else f'{share} %'))
@@ -288,6 +299,31 @@ def _to_mind(results, warnings):
     return list(dict.fromkeys([*warnings, *of_centers]))
 
 
+def _remarks(results, cells, vocabulary):
+    "Say in words what calibration and the worst categories of the external centers show"
+    remarks = calibration_remarks([result for result in results if result.role == 'external'] or results)
+    if cells is not None and {'code', 'category'} <= set(cells):
+        remarks += category_remarks(cells, vocabulary=vocabulary)
+    return remarks
+
+
+def _patients(results, patients, cells, frozen, drawn, out, vocabulary):
+    "Lay out the patients one by one, what results mean, and the gaps between groups"
+    shown = dict(drawn=drawn, remarks=_remarks(results, cells, vocabulary), people=[], decisions={}, gaps=[])
+    if patients is None or not len(patients):
+        return shown
+    threshold = frozen.threshold if frozen else None
+    links = write_cell_pages(patients, cells, out, drawn, vocabulary=vocabulary)
+    external = [result.center for result in results if result.role == 'external']
+    judged = patients[patients.center.isin(external)] if external else patients
+    gaps = group_gaps(judged.drop(columns='subtype', errors='ignore'), known_ratio(judged))
+    digits = dict(gap='.1f', p='.2g', p_holm='.2g')
+    rows = gaps.fillna(dict(best='–', worst='–')).to_dict('records')
+    return shown | dict(
+        people=patient_rows(patients, threshold, links), decisions=decision_tables(judged, threshold),
+        gaps=[row | {name: _text(row[name], pattern) for name, pattern in digits.items()} for row in rows])
+
+
 def _figures(results, patients, cells, frozen_threshold, vocabulary):
     "Draw all figures over the patients and cells of the external centers, or of all where none is external"
     external = [result.center for result in results if result.role == 'external']
@@ -320,4 +356,5 @@ def study_report(
         'study.html', title=title, model_id=model_id, note=GENETICS_NOTE, limits=LIMITS,
         model=model_facts(bundle_meta), warnings=_to_mind(results, warnings),
         threshold=f'{percent(frozen.threshold)} %' if frozen else None, **_counts(results, links or {}),
-        **_tables(results, truth), **_figures(results, patients, cells, frozen, vocabulary)))
+        **_tables(results, truth), **_figures(results, patients, cells, frozen, vocabulary),
+        **_patients(results, patients, cells, frozen, truth == 'truth', out, vocabulary)))
