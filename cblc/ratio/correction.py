@@ -150,9 +150,9 @@ def correct_patient(
     validation: Validation,                 # of the classifier and the detector
     clustering: Clustering = Clustering(),  # frozen on the main cohort; default: the cautious one
     level: float = .95,                     # of the interval, 0-1
-    center: str = None,                     # name of the smears' center; default: the cells' own, or unknown
     settings: CountSettings = CountSettings(),  # is promyelocytic or pure erythroid leukemia known
     *,
+    center: str = None,                     # name of the smears' center; default: the cells' own, or unknown
     vocabulary: Vocabulary = None,          # which codes the WHO counts; CBLC needs none
 ) -> CorrectedRatio:                        # of the validation's target: CBLC or WHO blasts
     "Correct one patient's ratio, and say what the correction rests on"
