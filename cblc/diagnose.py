@@ -106,7 +106,7 @@ def _judge_pictures(images, cells):
 
 # %% ../nbs/07_diagnose.ipynb #c016
 WRITTEN = ('summary.json', 'report.html', 'review.html', 'cells.parquet', 'cells.csv', 'cells.geojson',
-           'geojson', 'smears.csv', 'fields')
+           'geojson', 'smears.csv', 'fields', 'training', 'disagreements.csv')
 _LOGS = ('run.log', 'manifest.json')
 _ASIDE = '.fields.part'         # where a slide's fields wait until the results are there
 
