@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.linalg import sqrtm
 from shapely import affinity
 from shapely.geometry import Point
 
@@ -47,6 +48,9 @@ ARTEFACT = 'artefact'
 TEACHERS = ('bm_munich', 'bm_matek', 'pbc128', 'bcisc', 'aml_lmu')
 CUT = replace(SIZED, size=112)  # px; a little more than the network is shown
 RED_CELL_UM = 7.5               # diameter of a red cell
+PALETTES = ('bm_munich', 'pbc128', 'bcisc')  # whose colors drawn cells are given as well
+GROUND = -np.log((np.array(CUT.fill) + 1)/256)  # optical density of the plain ground
+STAINED = .1                    # mean optical density from which a pixel is stained
 COMMAND = 'python recipes/classifier.py --out cblc/assets/classifier'
 SETTINGS = dict(
     recipe='cblc', arch='tf_efficientnet_lite0', pretrained='package', size=96, batch=64, lr=1e-3,
@@ -219,15 +223,53 @@ def ground_of_field(job):
 
 
 def ground_cells(pool):
-    "Cut ground and unnamed white cells out of blood fields with boxes; of every eight, four teach"
+    "Cut ground and unnamed white cells out of all blood fields with boxes"
     fields = [(path, rows) for path, rows in read_field_boxes().groupby('path')]
-    jobs = [(field, number) for number, field in enumerate(fields) if number % 2 or number % 16 == 0]
+    jobs = [(field, number) for number, field in enumerate(fields)]
     cut = list(pool.map(ground_of_field, jobs, chunksize=8))
     rows = [
-        dict(code=code, group=f'ground {number}', part='train' if number % 2 else 'valid', set='ground')
-        for (_, number), (_, codes) in zip(jobs, cut) for code in codes
+        dict(code=code, group=f'ground {number}', part='valid' if number % 8 == 0 else 'train', set='ground')
+        for number, (_, codes) in enumerate(cut) for code in codes
     ]
     return Cells(np.concatenate([crops for crops, _ in cut]), pd.DataFrame(rows))
+
+
+def densities(crops):
+    "Give the optical density of the stained pixels of crops: n x 3"
+    density = -np.log((crops.reshape(-1, 3).astype(np.float32) + 1)/256)
+    return density[density.mean(1) > STAINED]
+
+
+def palette_map(drawn, real):
+    "Map the colors of one set of densities to another's: a matrix and a shift (Pitie and Kokaram 2007)"
+    means, roots = [], []
+    for values in (drawn, real):
+        covariance = np.cov(values.T) + 1e-4*np.eye(3)
+        means.append(values.mean(0))
+        roots.append(covariance)
+    root = np.real(sqrtm(roots[0]))
+    inverse = np.linalg.inv(root)
+    matrix = np.real(inverse@sqrtm(root@roots[1]@root)@inverse)
+    return matrix, means[1] - matrix@means[0]
+
+
+def in_real_colors(cells, seed=0):
+    "Give the drawn training cells, field by field, the colors that the cells of a real laboratory have"
+    table, rng, crops, taken = cells.table, np.random.default_rng([13, seed]), [], []
+    is_real = (table.part == 'train') & table.set.isin(PALETTES) & (table.code != ARTEFACT)
+    real = {name: np.flatnonzero((is_real & (table.set == name)).to_numpy()) for name in PALETTES}
+    real = {name: rows for name, rows in real.items() if len(rows)}
+    drawn = table[(table.set == 'drawn') & (table.part == 'train')]
+    for _, field in drawn.groupby('group', sort=False):
+        rows = rng.choice(real[str(rng.choice(list(real)))], 60)
+        matrix, shift = palette_map(densities(cells.crops[field.index]), densities(cells.crops[rows]))
+        density = -np.log((cells.crops[field.index].astype(np.float32) + 1)/256)
+        share = np.clip(density.mean(3, keepdims=True)/STAINED - 1, 0, 1)  # the plain ground stays as it is
+        mapped = np.maximum(density@matrix.T.astype(np.float32) + shift, GROUND)
+        mapped = (1 - share)*density + share*mapped
+        crops.append((256*np.exp(-mapped) - 1).clip(0, 255).astype(np.uint8))
+        taken.append(field)
+    return joined([cells, Cells(np.concatenate(crops), pd.concat(taken))]) if crops else cells
 
 
 def prepare(arguments):
@@ -287,8 +329,9 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument('--out', required=True)
     parser.add_argument('--work', help='folder for crops and unfinished training')
+    parser.add_argument('--start', help='a bundle to go on from; by default ImageNet')
     parser.add_argument('--without', nargs='*', default=[], help='sets to leave out; also drawn, ground')
-    for name, default in dict(epochs=12, fields=80, workers=os.cpu_count()).items():
+    for name, default in dict(epochs=8, fields=120, workers=os.cpu_count()).items():
         parser.add_argument(f'--{name}', type=int, default=default)
     parser.add_argument('--quick', action='store_true')
     arguments = parser.parse_args()
@@ -302,6 +345,8 @@ def train(cells, arguments, **changes):
     "Train on the training parts, with the validation parts to stop and calibrate by"
     teach = cells.take((cells.table.part == 'train').to_numpy())
     valid = cells.take((cells.table.part == 'valid').to_numpy())
+    if getattr(arguments, 'start', None):
+        changes = dict(pretrained=arguments.start, lr=SETTINGS['lr']/3) | changes
     settings = fit_settings(**SETTINGS | dict(epochs=arguments.epochs, threads=arguments.workers) | changes)
     return fit_classifier(
         teach.crops, teach.table.code.tolist(), teach.table.group.tolist(), settings=settings,
@@ -315,7 +360,7 @@ def main():
     cells = prepare(arguments)
     print(cells.table.groupby(['set', 'part']).size().unstack(fill_value=0).to_string(), flush=True)
     print(f'{time.time() - start:.0f} s to cut', flush=True)
-    classifier = train(cells, arguments)
+    classifier = train(in_real_colors(cells), arguments)
     print(f'{time.time() - start:.0f} s to cut and train, from {classifier.start}', flush=True)
     judged = judge(classifier, cells.take((cells.table.part == 'test').to_numpy()))
     judged['confidence_threshold'] = round(sure_enough(classifier, cells), 4)
