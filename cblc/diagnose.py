@@ -205,6 +205,13 @@ def _summarize(cells, images, patient, bundle, warnings, ask, vocabulary):
     return summary, cells, course
 
 
+def _judge_laboratory(cells, meta):
+    "Say how often the model is likely right in the laboratory of these cells, as summary.json holds it"
+    from cblc.trust.domain import judge_laboratory, read_left_out
+    threshold = meta.get('metrics', {}).get('confidence_threshold', float('nan'))
+    return judge_laboratory(cells, threshold, read_left_out()).to_json()
+
+
 @dataclass(frozen=True)
 class _Ask:
     "What is asked about a patient, and known"
@@ -230,6 +237,7 @@ def _diagnose(run, inputs, patient, classifier, segmenter, single_cells, ask):
     bad = [row.image_id for row in images.itertuples() if any(str(row.path) in line for line in unreadable)]
     ask = replace(ask, unreadable=tuple(bad))
     summary, cells, course = _summarize(cells, images, patient, bundle, warnings, ask, vocabulary)
+    summary = {**summary, 'trust': _judge_laboratory(cells, bundle.meta)}
     for doubt in summary['quality']:
         run.log(f'doubt: {doubt["text"]}')
     images = _forget(run.folder, images)

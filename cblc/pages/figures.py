@@ -11,6 +11,7 @@ from ..core.page import render_page
 from ..patient import BAND_COLORS, BANDS, THRESHOLDS, PatientSummary
 from ..ratio.adequacy import Adequacy
 from ..ratio.headline import make_headline
+from ..trust.domain import VERDICTS
 
 # %% ../../nbs/pages/04_figures.ipynb #802a8368
 _RANGE_COLOR = '#e8f1e8'
@@ -146,6 +147,12 @@ def cblc_values(
                 bar=Markup(ratio_bar(ratio, low, high, scale=limits, interval=kind.removesuffix(' only'))))
 
 
+def _trust(summary):
+    "Say whether the laboratory is one in which the model can be believed; nothing where nobody asked"
+    trust = summary.get('trust') or {}
+    return {**trust, 'doubted': trust['verdict'] not in VERDICTS[:2]} if trust else {}
+
+
 def headline_values(
     summary: dict,  # as summary.json holds it
 ) -> dict:          # what the template names of the headline, and of all that stands before it
@@ -162,4 +169,5 @@ def headline_values(
         head_high=percent(head['high']), bar=Markup(bar), adequacy=adequacy,
         band_color='#eee' if is_in_doubt else dict(zip(BANDS, BAND_COLORS)).get(head['band'], '#eee'),
         disagreement=summary.get('disagreement', ''), rule=(summary.get('rule') or {}).get('text', ''),
-        dilution=(summary.get('partial') or {}).get('text', ''), response=summary.get('response', ''))
+        dilution=(summary.get('partial') or {}).get('text', ''), response=summary.get('response', ''),
+        trust=_trust(summary), quiet=not is_corrected and _trust(summary).get('doubted', False))

@@ -290,7 +290,7 @@ _NOT_COUNTED = 'not counted'
 
 def _qupath_object(cell):
     "Describe a find as QuPath does: a detection with a class of name and color"
-    name, color = str(cell.category), _color(cell.category)
+    name, color = str(getattr(cell, 'leaf', cell.category)), _color(cell.category)
     if not cell.counted:
         name, color = f'{name}: {_NOT_COUNTED}', '#9a9a9a'
     rgb = [int(color[start:start + 2], 16) for start in (1, 3, 5)]
@@ -324,7 +324,7 @@ def write_qupath(
     "Write the finds as QuPath opens them, over each picture or slide"
     placed, sources = _on_sources(cells, images)
     objects = [_qupath_object(cell) for cell in placed.itertuples()]
-    codes = placed.category.astype(object)
+    codes = placed.get('leaf', placed.category).astype(object)
     placed = placed.assign(code=codes, qupath=pd.Series(objects, placed.index, dtype=object))
     return write_geojson(placed, out, pd.DataFrame(dict(image_id=sources)))
 
