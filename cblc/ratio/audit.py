@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AuditedShare', 'Audit', 'estimate', 'plot_audit', 'how_many']
 
-# %% ../../nbs/ratio/13_audit.ipynb #8dc08624
+# %% ../../nbs/ratio/13_audit.ipynb #3131a40d
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -16,10 +16,10 @@ from ..core.errors import DISCLAIMER, InputError
 from ..core.measures import DEFAULT_ICC, axes_for
 from ..data import Vocabulary
 from ..patient import CountSettings
-from .prevalence import patient_icc
+from .prevalence import ICC_CANDIDATES, weigh_iccs
 from .sampling import NOT_A_CELL, AuditSettings, audit_frame, count_answers, read_answers
 
-# %% ../../nbs/ratio/13_audit.ipynb #193ab86f
+# %% ../../nbs/ratio/13_audit.ipynb #fcd72a96
 _PRIOR_LABELS = 1.5    # that a stratum's prior is worth
 _PRIOR_MISSED = 1/3    # cells: the neutral prior of a rate (Kerman 2011)
 
@@ -64,7 +64,7 @@ def _plug_in(finds, missed, size, n):
     n_cells = totals[:2].sum()
     return (totals[0]/n_cells if n_cells else np.nan), (1 - within/whole if whole > 0 else np.nan)
 
-# %% ../../nbs/ratio/13_audit.ipynb #a29d95c1
+# %% ../../nbs/ratio/13_audit.ipynb #7c212eb9
 @dataclass(frozen=True)
 class AuditedShare:
     "A share of the nucleated cells, as an audit found it; undefined figures are NaN"
@@ -108,7 +108,8 @@ def _field_effect(frame, icc):
     finds = frame[frame.kind == 'cell']
     by_field = finds.groupby('image_id').p.agg(['size', 'sum'])
     if icc is None:
-        icc = max(DEFAULT_ICC, patient_icc(by_field['sum'], by_field['size'])[0])
+        weights = weigh_iccs(by_field['sum'], by_field['size'])
+        icc = max(DEFAULT_ICC, float(weights @ np.array(ICC_CANDIDATES)))
     share = by_field['size']/by_field['size'].sum()
     return 1/max(icc*(share**2).sum(), 1e-9)
 
@@ -140,7 +141,7 @@ def _cautions(answers, labels):
     if (answers.n == 0).any():
         yield 'a stratum has no label yet: its cells are judged by their neighbors'
 
-# %% ../../nbs/ratio/13_audit.ipynb #e9fd630a
+# %% ../../nbs/ratio/13_audit.ipynb #c8f789ab
 def _read_labels(cells, labels, regions, settings, count, vocabulary):
     "Read labels against the frame they were planned from"
     target = labels.target.iloc[0] if len(labels) and 'target' in labels else 'cblc'
@@ -178,7 +179,7 @@ def estimate(
     shares = {name: _one_share(name, *words) for name in names}
     return _as_audit(shares, answers, labels, level)
 
-# %% ../../nbs/ratio/13_audit.ipynb #0b5289ef
+# %% ../../nbs/ratio/13_audit.ipynb #b428dc45
 def plot_audit(
     course: pd.DataFrame,  # a row a look: n_labels, ratio, low, high (0-1)
     frozen=None,           # low, high of the frozen correction, 0-1
@@ -198,7 +199,7 @@ def plot_audit(
     ax.legend(frameon=False, fontsize=8)
     return ax
 
-# %% ../../nbs/ratio/13_audit.ipynb #fb38f237
+# %% ../../nbs/ratio/13_audit.ipynb #db222505
 def how_many(
     width: float,            # wanted of the interval, 0-1
     ratio: float = .2,       # expected, 0-1

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Smear', 'draw_smear', 'answer_plan']
 
-# %% ../../nbs/ratio/11_foreign.ipynb #0738c198
+# %% ../../nbs/ratio/11_foreign.ipynb #1e14b17d
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy import special
 from ..core.errors import InputError
 from ..patient import BANDS, THRESHOLDS
 
-# %% ../../nbs/ratio/11_foreign.ipynb #cdffe4a1
+# %% ../../nbs/ratio/11_foreign.ipynb #b825b385
 @dataclass(frozen=True, eq=False)
 class Smear:
     "A drawn patient: what the model saw, and the truth it did not"
@@ -42,7 +42,7 @@ def _deal(field, per_region, rng):
     start = np.r_[0, np.cumsum(per_region)]
     return start[field] + (rng.random(len(field))*per_region[field]).astype(int)
 
-# %% ../../nbs/ratio/11_foreign.ipynb #c94b8f4b
+# %% ../../nbs/ratio/11_foreign.ipynb #5c50249e
 def _draw_cells(band, icc, rng):
     "Draw the marrow's ratio, and field and kind of each cell"
     edges = np.log([.01, *THRESHOLDS, .6])
@@ -101,7 +101,7 @@ def draw_smear(
     cells = _found_cells(p, field_of_find, 'p0')
     return Smear(cells, regions, pd.Series(codes, cells.cell_id), missed, float(cblc.mean()), expected, cblc)
 
-# %% ../../nbs/ratio/11_foreign.ipynb #4db57b7c
+# %% ../../nbs/ratio/11_foreign.ipynb #2298bd39
 def answer_plan(
     smear: Smear,          # whose truth answers
     rows: pd.DataFrame,    # a plan: kind, unit

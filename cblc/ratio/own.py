@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['validate_audits', 'validation_note']
 
-# %% ../../nbs/ratio/15_own.ipynb #31945c63
+# %% ../../nbs/ratio/15_own.ipynb #f9b8ffc7
 import numpy as np
 import pandas as pd
 
@@ -13,10 +13,10 @@ from ..core.errors import InputError
 from ..data import Vocabulary
 from ..patient import CountSettings
 from .patients import target_calls, target_name
-from .prevalence import Validation, patient_icc
+from .prevalence import ICC_CANDIDATES, Validation, weigh_iccs
 from .sampling import AuditSettings, audit_frame, count_answers, read_answers
 
-# %% ../../nbs/ratio/15_own.ipynb #16e5733b
+# %% ../../nbs/ratio/15_own.ipynb #9393d8bc
 def _weighted_calls(cells, labels, regions, target, settings, count, vocabulary):
     "Count one patient's labels by the inverse of their chances; the weights; were regions looked at"
     frame = audit_frame(cells, regions, labels.target.iloc[0], settings, count, vocabulary=vocabulary)
@@ -38,11 +38,20 @@ def _weighted_calls(cells, labels, regions, target, settings, count, vocabulary)
     lost = missed.mean(0)*answers.size[-1] if answers.n_regions else np.zeros(2)
     return np.array([sums[0][0], sums[1][0], sums[1][1], sums[0][1], *lost]), weights, answers.n_regions > 0
 
+def _differences(successes, cells):
+    "Measure how much patients differ: weights of the candidate ICCs, their mean, the design effect"
+    successes, cells = successes[cells > 0], cells[cells > 0]
+    if not len(cells):
+        return (), 0., 1.
+    weights = weigh_iccs(successes, cells)
+    icc = float(weights @ np.array(ICC_CANDIDATES))
+    return tuple(map(float, weights)), icc, float(1 + max((cells**2).sum()/cells.sum() - 1, 0)*icc)
+
 def validate_audits(
     audits: list,                               # (cells, labels, regions or None) of each patient
     target: str = 'cblc',                       # of `cblc.ratio.patients.TARGETS`
     settings: AuditSettings = AuditSettings(),  # as the plans'
-    count: CountSettings = CountSettings(),     # is promyelocytic or pure erythroid leukemia known
+    count: CountSettings = CountSettings(),     # is promyelocytic leukemia known
     *,
     vocabulary: Vocabulary,                     # what the codes mean
 ) -> Validation:                                # InputError without patients, or where one kind is lacking
@@ -53,13 +62,14 @@ def validate_audits(
     weights = np.concatenate([weights for _, weights, _ in patients])
     worth = weights.sum()/(weights**2).sum()
     each = np.array([sums for sums, _, _ in patients])*worth
-    icc_cblc, deff_cblc = patient_icc(each[:, 0], each[:, 0] + each[:, 1])
-    icc_other, deff_other = patient_icc(each[:, 3], each[:, 2] + each[:, 3])
+    weights_cblc, icc_cblc, deff_cblc = _differences(each[:, 0], each[:, 0] + each[:, 1])
+    weights_other, icc_other, deff_other = _differences(each[:, 3], each[:, 2] + each[:, 3])
     recall_known = all(known for _, _, known in patients)
     sums = each.sum(0)
     missed = sums[4:] if recall_known else np.zeros(2)
     return Validation(*map(float, sums[:4]), *map(float, missed), icc_cblc, icc_other, deff_cblc, deff_other,
-                      n_patients=len(audits), recall_known=recall_known, target=target_name(target, count))
+                      n_patients=len(audits), recall_known=recall_known, target=target_name(target, count),
+                      icc_weights_cblc=weights_cblc, icc_weights_other=weights_other)
 
 def validation_note(
     validation: Validation,  # from `validate_audits`

@@ -6,7 +6,7 @@
 __all__ = ['NOT_A_CELL', 'MOST_MISSED', 'cut_regions', 'AuditSettings', 'audit_frame', 'Answers', 'read_answers', 'count_answers',
            'plan']
 
-# %% ../../nbs/ratio/12_sampling.ipynb #213e1169
+# %% ../../nbs/ratio/12_sampling.ipynb #dc44a2d8
 import hashlib
 from dataclasses import asdict, dataclass
 
@@ -19,7 +19,7 @@ from ..data import Vocabulary, need_columns
 from ..patient import CountSettings
 from .patients import target_calls, target_name, target_truth
 
-# %% ../../nbs/ratio/12_sampling.ipynb #77006e85
+# %% ../../nbs/ratio/12_sampling.ipynb #33e5824b
 def cut_regions(
     cells: pd.DataFrame,   # finds: image_id
     images: pd.DataFrame,  # image_id, width and height, px: every picture looked at, those without a find too
@@ -40,7 +40,7 @@ def cut_regions(
                  for i in range(n_down) for j in range(n_across)]
     return pd.DataFrame(rows, columns=['region_id', 'image_id', 'left', 'top', 'right', 'bottom'])
 
-# %% ../../nbs/ratio/12_sampling.ipynb #f09ffba6
+# %% ../../nbs/ratio/12_sampling.ipynb #35e47efb
 NOT_A_CELL = 'not a cell'  # what a person says of a false find
 MOST_MISSED = 12           # cells a region may have missed; more means that regions are too large
 
@@ -106,7 +106,7 @@ def audit_frame(
         frame = pd.concat([frame, pd.DataFrame(rows)], ignore_index=True)
     return frame.assign(run=_fingerprint(frame, target_name(target, count)))
 
-# %% ../../nbs/ratio/12_sampling.ipynb #9a489813
+# %% ../../nbs/ratio/12_sampling.ipynb #ae7f5404
 @dataclass(frozen=True, eq=False)
 class Answers:
     "What a person said, ready to be counted"
@@ -169,7 +169,7 @@ def read_answers(
                    pd.DataFrame(dict(region=said.index.astype(int), code=said.to_numpy(object))),
                    int((~is_cell).sum()))
 
-# %% ../../nbs/ratio/12_sampling.ipynb #72a9553a
+# %% ../../nbs/ratio/12_sampling.ipynb #76aeb8d8
 def count_answers(
     answers: Answers,                        # from `read_answers`
     name: str = 'cblc',                      # 'cblc', 'who_blast' or a category
@@ -196,7 +196,7 @@ def count_answers(
                        answers.missed.code.map(kind_of).to_numpy(int)), 1)
     return n_finds, missed[:, :2]
 
-# %% ../../nbs/ratio/12_sampling.ipynb #40e5e6ab
+# %% ../../nbs/ratio/12_sampling.ipynb #0e90737a
 def _spread_of_strata(frame, answers, counts, settings):
     "Guess the standard deviation of each stratum's share in the ratio's error, per root of cost"
     finds, missed = counts
@@ -255,7 +255,7 @@ def _draw_rows(frame, done, chances, budget, seed):
     fresh = pd.concat([frame.iloc[drawn.row].reset_index(drop=True), drawn.drop(columns='row')], axis=1)
     return fresh.drop(columns=['p', 'guess'])
 
-# %% ../../nbs/ratio/12_sampling.ipynb #5cacc8a0
+# %% ../../nbs/ratio/12_sampling.ipynb #ba5b8af8
 def plan(
     cells: pd.DataFrame,  # one patient's finds, classified, with `counted`
     budget: int,  # units to look at in all

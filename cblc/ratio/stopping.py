@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['confidence_sequence', 'stopping_advice']
 
-# %% ../../nbs/ratio/14_stopping.ipynb #2b69356a
+# %% ../../nbs/ratio/14_stopping.ipynb #047b2161
 import numpy as np
 import pandas as pd
 
@@ -14,7 +14,7 @@ from ..data import Vocabulary
 from ..patient import THRESHOLDS, CountSettings
 from .sampling import MOST_MISSED, AuditSettings, audit_frame, count_answers, read_answers
 
-# %% ../../nbs/ratio/14_stopping.ipynb #b35fe367
+# %% ../../nbs/ratio/14_stopping.ipynb #2cf69172
 _STAKES = np.array([.03, .1, .3, .6, 1., 2., 4.])    # in units of the mean over finds
 
 def _log_growth(theta, drawn, seen, n_cells, chance, bound):
@@ -34,7 +34,7 @@ def _answered_rows(labels):
     is_open = labels.code.isna().to_numpy()
     return labels[:is_open.argmax()] if is_open.any() else labels
 
-# %% ../../nbs/ratio/14_stopping.ipynb #a1365386
+# %% ../../nbs/ratio/14_stopping.ipynb #153cc77d
 def confidence_sequence(
     cells: pd.DataFrame,  # the finds that were planned from
     labels: pd.DataFrame,  # from `plan`, with `code` filled in, up to the first gap
@@ -83,7 +83,7 @@ def _cells_of_labels(frame, rows, name, count, vocabulary):
         counted[of_kind] = np.c_[finds[:, 0], finds[:, :2].sum(1)]
     return counted
 
-# %% ../../nbs/ratio/14_stopping.ipynb #9153d3a3
+# %% ../../nbs/ratio/14_stopping.ipynb #0e63bcc4
 def stopping_advice(
     course: pd.DataFrame,       # from `confidence_sequence`
     thresholds=THRESHOLDS,      # that are to be decided, 0-1
