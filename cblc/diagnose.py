@@ -221,11 +221,18 @@ class _Ask:
     unreadable: tuple = ()  # image ids
 
 
+def _write_review(folder, cells, images, patient, bundle, ask, vocabulary):
+    "Write the page on which a person goes over the cells"
+    from cblc.pages.review import ReviewSettings, review_data, write_review
+    settings = ReviewSettings(count=ask.settings)
+    page = review_data(cells, images, patient, bundle.id, settings, bundle.meta, vocabulary=vocabulary)
+    write_review(page, folder / 'review.html')
+
+
 def _diagnose(run, inputs, patient, classifier, segmenter, single_cells, ask):
     "Walk from pictures to files: what summary.json holds"
     from cblc.hospital.centers import classify_images
     from cblc.pages.patient import write_patient
-    from cblc.pages.review import ReviewSettings, review_data, write_review
     bundle, vocabulary = classifier.bundle, classifier.vocabulary
     pictures = _patient_pictures(inputs, run.folder, patient)
     images = pictures.images
@@ -241,9 +248,7 @@ def _diagnose(run, inputs, patient, classifier, segmenter, single_cells, ask):
     for doubt in summary['quality']:
         run.log(f'doubt: {doubt["text"]}')
     images = _forget(run.folder, images)
-    page = review_data(cells, images, patient, bundle.id, ReviewSettings(count=ask.settings), bundle.meta,
-                       vocabulary=vocabulary)
-    write_review(page, run.folder / 'review.html')
+    _write_review(run.folder, cells, images, patient, bundle, ask, vocabulary)
     write_patient(summary, cells, images, run.folder, crops, bundle.meta, course, vocabulary=vocabulary)
     run.log(f'{patient}: {summary["headline"]["text"]} In {run.folder / "report.html"}')
     return summary

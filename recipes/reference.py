@@ -2,7 +2,7 @@
 
     python recipes/reference.py
 
-Takes a second, and gives the same file each time; nbs/ratio/13_reference.ipynb tests that it does.
+Takes a second, and gives the same file each time; nbs/ratio/14_reference.ipynb tests that it does.
 """
 from pathlib import Path
 
