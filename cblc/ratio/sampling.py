@@ -42,7 +42,7 @@ def cut_regions(
 
 # %% ../../nbs/ratio/17_sampling.ipynb #35e47efb
 NOT_A_CELL = 'not a cell'  # what a person says of a false find
-MOST_MISSED = 12           # cells a region may have missed; more means that regions are too large
+MOST_MISSED = 24           # cells a region may have missed; more means that regions are too large
 
 @dataclass(frozen=True)
 class AuditSettings:
