@@ -26,7 +26,7 @@ def _share_text(value, low=np.nan, high=np.nan):
 def patient_results(
     patients: pd.DataFrame,  # patient table with ratios and intervals, corrected ones where there are
     threshold: float,        # frozen on the main cohort, 0-1
-) -> np.ndarray:             # of `cblc.ratio.decisions.RESULTS`
+) -> np.ndarray:             # of `cblc.ratio.decisions.TEST_RESULTS`
     "Call every patient at the frozen threshold, by the corrected interval where there is one"
     ratio, low, high = (patients[f'cblc_{name}'].astype(float) for name in ('ratio', 'low', 'high'))
     if 'corrected_ratio' in patients:
