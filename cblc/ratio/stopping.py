@@ -12,10 +12,11 @@ import pandas as pd
 from ..core.errors import InputError
 from ..data import Vocabulary
 from ..patient import THRESHOLDS, CountSettings
-from .sampling import MOST_MISSED, AuditSettings, audit_frame, count_answers, read_answers
+from .sampling import AuditSettings, audit_frame, count_answers, read_answers
 
 # %% ../../nbs/ratio/19_stopping.ipynb #2cf69172
 _STAKES = np.array([.03, .1, .3, .6, 1., 2., 4.])    # in units of the mean over finds
+_MOST_BET = 12    # cells missed in a region that a bet reckons with
 
 def _log_growth(theta, drawn, seen, n_cells, chance, bound):
     "Compute the log growth of every bet against every ratio by one label: ratios x stakes, for either side"
@@ -56,11 +57,13 @@ def confidence_sequence(
 
 def _bet_on_rows(rows, seen, n_cells, theta, level):
     "Bet against every ratio label by label, and keep those against which no bet has won"
-    bound = np.maximum(1/rows.least_cell, MOST_MISSED/rows.least_region).to_numpy()/n_cells
+    bound = np.maximum(1/rows.least_cell, _MOST_BET/rows.least_region).to_numpy()/n_cells
     capital, is_open, course = np.zeros((2, len(theta), len(_STAKES))), np.ones(len(theta), bool), []
     step, before = theta[1] - theta[0], np.cumsum(seen, 0) - seen
+    is_over = np.cumsum(seen[:, 1] > _MOST_BET) > 0
     for i, chance in enumerate(rows.chance):
-        capital = capital + _log_growth(theta, seen[i], before[i], n_cells, chance, bound[i])
+        if not is_over[i]:
+            capital = capital + _log_growth(theta, seen[i], before[i], n_cells, chance, bound[i])
         mean = np.logaddexp.reduce(capital, axis=(0, 2)) - np.log(2*len(_STAKES))
         is_open &= mean < np.log(1/(1 - level))
         kept = theta[is_open] if is_open.any() else np.array([np.nan])
