@@ -186,8 +186,9 @@ def agreement_table(
 _PATIENT_COLUMNS = dict(
     diagnosis='diagnosis', n_images='fields', n_cells='cells', n_cblc='CBLC', cblc_ratio='ratio',
     cblc_low='low', cblc_high='high', band='band', corrected_ratio='corrected', corrected_low='low ',
-    corrected_high='high ', p_ge_20='speaks for 20 % and more', p_AML='P(AML)', who_blast_ratio='WHO blasts',
-    expert_ratio="experts' ratio", true_cblc_ratio='true ratio', expert_blast_percent='blasts in the file')
+    corrected_high='high ', p_ge_20='confidence in 20 % and more', p_AML='P(AML)',
+    who_blast_ratio='WHO blasts', expert_ratio="experts' ratio", true_cblc_ratio='true ratio',
+    expert_blast_percent='blasts in the file')
 _NO_SHARES = ('diagnosis', 'n_images', 'n_cells', 'n_cblc', 'band', 'expert_blast_percent')
 
 def group_table(

@@ -189,7 +189,7 @@ def _plot_corrected(patients, known, name, ax):
 
 def _ratio_figures(patients):
     "Draw what the patients' ratios show"
-    alt = "Each patient's CBLC ratio with its 95 % interval, against the clinical bands."
+    alt = "Each patient's WHO blast ratio with its 95 % interval, against the clinical bands."
     figures = [_draw(alt, (9, 3.4), plot_bands, patients, shape='wide')]
     known = known_ratio(patients)
     name = 'true' if known == 'true_cblc_ratio' else "experts'"

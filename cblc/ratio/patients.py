@@ -209,16 +209,17 @@ def patient_table(
 _MARKS = dict(AML=('#b5105e', 'o'), other=('#1e63c4', 's'), none=('#4c8c2b', '^'))  # diagnosis: color, marker
 _UNKNOWN = ('#555', 'D')
 
-def _interval_lengths(table):
+def _interval_lengths(table, ratio='cblc_ratio', limits=('cblc_low', 'cblc_high')):
     "Measure how far the interval reaches below and above each ratio, 2 x patients, percent"
-    return 100*np.abs(table[['cblc_low', 'cblc_high']].sub(table.cblc_ratio, axis=0).T.to_numpy())
+    return 100*np.abs(table[list(limits)].sub(table[ratio], axis=0).T.to_numpy())
 
 def plot_bands(
     table: pd.DataFrame,  # from `patient_table`
     ax=None,              # matplotlib axes; default: new ones
 ):                        # the axes
-    "Plot every patient's ratio with its interval against the clinical bands, smallest first"
-    table = table[table.cblc_ratio.notna()].sort_values('cblc_ratio').reset_index(drop=True)
+    "Plot every patient's WHO blast ratio with its interval against the clinical bands, smallest first"
+    who = 'who_blast_ratio', ('who_low', 'who_high')
+    table = table[table.who_blast_ratio.notna()].sort_values('who_blast_ratio').reset_index(drop=True)
     ax = axes_for(ax, (7, 3))
     shade_bands(ax)
     diagnosis = pd.Series('patients', table.index)
@@ -227,11 +228,11 @@ def plot_bands(
     for name in [d for d in (*_MARKS, 'not given', 'patients') if (diagnosis == d).any()]:
         group = table[diagnosis == name]
         color, marker = _MARKS.get(name, _UNKNOWN)
-        ax.errorbar(group.index, 100*group.cblc_ratio, _interval_lengths(group), fmt=marker, ms=4, lw=1,
-                    color=color, label=f'{name} (n={len(group)})')
+        ax.errorbar(group.index, 100*group.who_blast_ratio, _interval_lengths(group, *who), fmt=marker, ms=4,
+                    lw=1, color=color, label=f'{name} (n={len(group)})')
     ax.set_yscale('symlog', linthresh=5, linscale=.6)
     ticks = (0, 5, 10, 20, 50, 100)
-    ax.set(ylim=(0, 100), yticks=ticks, yticklabels=ticks, xticks=[], ylabel='CBLC ratio, %',
+    ax.set(ylim=(0, 100), yticks=ticks, yticklabels=ticks, xticks=[], ylabel='WHO blast ratio, %',
            xlabel=f'{len(table)} patients, ordered by ratio')
     if len(table):
         ax.legend(frameon=False, fontsize=8, loc='upper left')

@@ -186,7 +186,7 @@ def count_answers(
         named = (vocabulary.category_of(codes) == name).to_numpy(bool)
     else:
         raise InputError(f'nothing is counted as {name!r}', 'use cblc, who_blast or a category')
-    counted = vocabulary.is_nucleated(codes).to_numpy(bool)
+    counted = vocabulary.is_in_denominator(codes).to_numpy(bool)
     kind_of = dict(zip(codes, np.select([~counted, np.asarray(named, bool)], [2, 0], 1)))
     kinds = answers.finds.code.map(kind_of).fillna(2).astype(int)
     n_finds = np.zeros((len(answers.n), 3))
