@@ -118,15 +118,6 @@ def named_cells(classifier, cells):
     return predicted, confidence, is_right, allowed
 
 
-def own_threshold(classifier, cells):
-    "Find the confidence that as many real validation cells exceed as are named right"
-    from cblc.trust.domain import confidence_threshold
-    is_real = ~cells.table.set.isin(['drawn', 'ground']) & (cells.table.code != 'artefact')
-    own = cells.take((is_real & (cells.table.part == 'valid')).to_numpy())
-    _, confidence, is_right, _ = named_cells(classifier, own)
-    return confidence_threshold(confidence, is_right)
-
-
 def judge(classifier, cells, threshold, n_boot=1000):
     "Score one laboratory's cells, with intervals, and say how sure the classifier was of them"
     from sklearn.metrics import f1_score
@@ -163,7 +154,7 @@ def leave_out(group, cut, whole, arguments):
     for peer, sets in (('recipe', cut), ('plain', whole)):
         teaching = teachers(sets, left_out)
         classifier = train(teaching, peer == 'plain', arguments)
-        threshold = own_threshold(classifier, teaching)
+        threshold = recipe().sure_enough(classifier, teaching)
         for name in left_out:
             own = sets[name]
             for center in sorted(set(own.table.set)):

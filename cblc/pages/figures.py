@@ -160,6 +160,7 @@ def headline_values(
     from markupsafe import Markup
     head, adequacy = _headline(summary), summary.get('adequacy') or dict(reasons=[], cautions=[])
     is_corrected, flags = head['kind'] == 'corrected', summary.get('flags') or []
+    trust = _trust(summary)
     interval = '95 % interval, corrected' if is_corrected else 'counting error'
     bar = ratio_bar(head['ratio'], head['low'], head['high'], interval=interval)
     is_in_doubt = any(flag['code'] == 'promyelocytes' and 'not counted' in flag['text'] for flag in flags)
@@ -170,4 +171,4 @@ def headline_values(
         band_color='#eee' if is_in_doubt else dict(zip(BANDS, BAND_COLORS)).get(head['band'], '#eee'),
         disagreement=summary.get('disagreement', ''), rule=(summary.get('rule') or {}).get('text', ''),
         dilution=(summary.get('partial') or {}).get('text', ''), response=summary.get('response', ''),
-        trust=_trust(summary), quiet=not is_corrected and _trust(summary).get('doubted', False))
+        trust=trust, quiet=not is_corrected and trust.get('doubted', False))
