@@ -45,7 +45,7 @@ def _diagnose(args):
     settings = CountSettings(promyelocytic=args.promyelocytic, pure_erythroid=args.pure_erythroid)
     summary = diagnose(args.images, args.out, args.model, args.segmenter, args.patient, force=args.force,
                        single_cells=args.cells, known=Known(args.genetics, args.earlier), settings=settings,
-                       n_smears=args.smears)
+                       n_smears=args.smears, center=args.center)
     for flag in summary['flags']:
         if flag['urgent']:
             print(f'TODAY: {flag["text"]}')
@@ -127,6 +127,8 @@ def _add_diagnose(command):
     parser.add_argument('--force', action='store_true', help="write over another patient's results")
     parser.add_argument('--cells', action='store_true', help='pictures of one cell each')
     parser.add_argument('--smears', type=int, metavar='N', help='smears that the pictures are of')
+    parser.add_argument('--center', default='', metavar='NAME',
+                        help='where they come from: its own validation counts, where the bundle has it')
     parser.add_argument('--promyelocytic', action='store_true',
                         help='acute promyelocytic leukemia is known: promyelocytes count as blasts')
     parser.add_argument('--pure-erythroid', action='store_true',

@@ -142,8 +142,8 @@ def _forget(folder, images):
     return images.assign(path=[fields / path.name if path.parent == aside else path for path in images.path])
 
 
-def _patient_pictures(inputs, folder, patient):
-    "Gather the pictures, each with the patient's name; InputError where there is none"
+def _patient_pictures(inputs, folder, patient, center):
+    "Gather the pictures, each with the patient's and the center's name; InputError where there is none"
     remove(folder / _ASIDE)
     own = [folder, *(folder / name for name in (*WRITTEN, *_LOGS))]
     pictures = gather(inputs, folder / _ASIDE, own)
@@ -152,7 +152,7 @@ def _patient_pictures(inputs, folder, patient):
             raise InputError(pictures.problems[0])
         remedy = 'give PNG, JPEG, TIFF or BMP files, a folder of them, or a slide'
         raise InputError('no pictures here', remedy, where=', '.join(map(str, inputs)))
-    return replace(pictures, images=pictures.images.assign(patient_id=patient, center=''))
+    return replace(pictures, images=pictures.images.assign(patient_id=patient, center=center))
 
 
 def _to_mind(run, problems, notes, meta):
@@ -163,14 +163,16 @@ def _to_mind(run, problems, notes, meta):
     return [*lines, *meta.get('warnings', []), f'The model was trained on: {meta["trained_on"]}.']
 
 # %% ../nbs/07_diagnose.ipynb #n001
-def _corrected_cblc(cells, frozen):
+def _corrected_cblc(cells, frozen, center, vocabulary):
     "Give the corrected CBLC ratio as summary.json holds it, and what to mind of it"
     from cblc.ratio.correction import correct_patient
     validation, clustering = frozen.correction
     if validation is None:
         return {}, []
-    corrected = correct_patient(cells, validation, clustering)
-    return corrected.to_json(), corrected.warnings
+    corrected = correct_patient(cells, validation, clustering, vocabulary=vocabulary)
+    is_foreign = center and frozen.centers and center not in map(str, frozen.centers)
+    foreign = f'center {center} is none of those that the model was validated in ({frozen.on})'
+    return corrected.to_json(), [*corrected.warnings, *[foreign]*bool(is_foreign)]
 
 
 def _n_smears(images, n_smears):
@@ -181,7 +183,7 @@ def _n_smears(images, n_smears):
 
 
 def _summarize(cells, images, patient, bundle, warnings, ask, vocabulary):
-    "Count, correct and assess the latest smear: what summary.json holds, and the course over time"
+    "Count, correct and assess the latest smear: summary, cells, course"
     from cblc.hospital.frozen import Frozen
     from cblc.patient import summarize_patient
     from cblc.ratio.headline import assess_patient
@@ -199,10 +201,11 @@ def _summarize(cells, images, patient, bundle, warnings, ask, vocabulary):
     count = summarize_patient(cells, patient, n_read, bundle.id, warnings, **words)
     first = assess_patient(cells, count, frozen.correction_who, quality, _n_smears(images, ask.n_smears),
                            ask.known, frozen_reference(bundle.meta), **words)
-    corrected, more = _corrected_cblc(cells, frozen)
-    summary = {**count.to_json(), **corrected, **first.to_json(), 'quality': quality, 'course_of': target,
-               'response': _response(course, target), 'warnings': [*count.warnings, *notes, *more]}
-    return summary, cells, course
+    corrected, more = _corrected_cblc(cells, frozen, ask.center, vocabulary)
+    summary = {**count.to_json(), 'center': ask.center, **corrected, **first.to_json(), 'quality': quality}
+    rest = dict(course_of=target, response=_response(course, target),
+                warnings=[*count.warnings, *notes, *more])
+    return summary | rest, cells, course
 
 
 def _judge_laboratory(cells, meta):
@@ -218,6 +221,7 @@ class _Ask:
     known: object           # `Known`: genetics and earlier results
     settings: object        # `CountSettings`: a disease that is known
     n_smears: int           # None: unknown
+    center: str             # where the smears come from; empty: unknown
     unreadable: tuple = ()  # image ids
 
 
@@ -234,7 +238,7 @@ def _diagnose(run, inputs, patient, classifier, segmenter, single_cells, ask):
     from cblc.hospital.centers import classify_images
     from cblc.pages.patient import write_patient
     bundle, vocabulary = classifier.bundle, classifier.vocabulary
-    pictures = _patient_pictures(inputs, run.folder, patient)
+    pictures = _patient_pictures(inputs, run.folder, patient, ask.center)
     images = pictures.images
     found, unreadable, shared = _find_once(pictures, segmenter, single_cells)
     cells, crops, _ = classify_images(
@@ -266,6 +270,7 @@ def diagnose(
     known=None,         # `cblc.ratio.rules.Known`: genetics and earlier results, which change the rule shown
     settings=None,      # `cblc.patient.CountSettings`: a disease that is known changes what is a blast
     n_smears: int = None,   # that the pictures are of; None: unknown (of slides, their number)
+    center: str = '',   # where the smears come from: its own validation counts, where the bundle has it
 ) -> dict:              # what summary.json holds
     "Go from one patient's pictures to cells, summary and report"
     from cblc.patient import CountSettings
@@ -273,7 +278,7 @@ def diagnose(
     run = Run(out, say)
     patient = _patient_name(inputs, patient)
     _refuse_other(run.folder, patient, force)
-    ask = _Ask(known or Known(), settings or CountSettings(), n_smears)
+    ask = _Ask(known or Known(), settings or CountSettings(), n_smears, center.strip())
     try:
         return _diagnose(run, inputs, patient, _open_classifier(model), segmenter, single_cells, ask)
     finally:
