@@ -22,24 +22,21 @@ import numpy as np
 import pandas as pd
 
 STAINS = {  # weights of the optical density's channels toward one hue, how far toward it, and how dark
-    'as it is': (None, 0., 1.),
+    'as it is': ((1., 1., 1.), 0., 1.),
     'gray-blue': ((1.25, 1.0, .75), .8, 1.),
     'violet': ((.9, 1.3, .8), .8, 1.1),
-    'pale': (None, 0., .6),
+    'pale': ((1., 1., 1.), 0., .6),
     'random': ('random', .8, 1.),
 }
 
 
 def recolored(image, stain, rng):
     "Draw the optical density of a picture toward one hue"
+    from cblc.cells.stain import toward_hue
     hue, strength, darkness = STAINS[stain]
-    density = -np.log((image.astype(np.float32) + 1)/256)
     if isinstance(hue, str):
         hue = rng.dirichlet([4., 4., 4.])*3
-    if hue is not None:
-        toward = density.mean(2, keepdims=True)*np.float32(hue)
-        density = (1 - strength)*density + strength*toward
-    return (256*np.exp(-darkness*density) - 1).clip(0, 255).astype(np.uint8)
+    return toward_hue(image, hue, strength, darkness)
 
 
 def read_fields(most):

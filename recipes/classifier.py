@@ -31,12 +31,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import shapely
 from scipy.linalg import sqrtm
 from shapely import affinity
 from shapely.geometry import Point
 
 from cblc.cells.crops import SIZED, crop_cells
 from cblc.cells.singles import read_singles
+from cblc.cells.stain import toward_hue
 from cblc.classifier import fit_classifier
 from cblc.core.images import read_image
 from cblc.data import VOCABULARY
@@ -52,6 +54,7 @@ from cblc.trust.domain import confidence_threshold
 ARTEFACT = 'artefact'
 TEACHERS = ('bm_munich', 'bm_matek', 'pbc128', 'bcisc', 'aml_lmu')
 CUT = replace(SIZED, size=112)  # px; a little more than the network is shown
+DRAWN_PX = 512                  # side of a drawn field
 RED_CELL_UM = 7.5               # diameter of a red cell
 PALETTES = ('bm_munich', 'pbc128', 'bcisc')  # whose colors drawn cells are given as well
 GROUND = -np.log((np.array(CUT.fill) + 1)/256)  # optical density of the plain ground
@@ -59,8 +62,8 @@ STAINED = .1                    # mean optical density from which a pixel is sta
 COMMAND = 'python recipes/classifier.py --out cblc/assets/classifier'
 SETTINGS = dict(
     recipe='cblc', arch='tf_efficientnet_lite0', pretrained='package', size=96, batch=64, lr=1e-3,
-    weight_decay=.02, dropout=.2, balance=.5, smoothing=.05, stain=1., zoom=.15, light=.1, sharpness=.5,
-    appearance=0., adapt_bn=0., tta=4,
+    weight_decay=.02, dropout=.2, balance=.5, smoothing=.05, stain=1., zoom=.25, light=.1, sharpness=.5,
+    appearance=0., adapt_bn=0., tta=4, ema=.995,
 )
 TRAINED_ON = (
     '{real} single cells of real smears (Munich marrow, Matek et al. 2021, CC BY 4.0; PBC, Acevedo et al. '
@@ -141,15 +144,21 @@ def drawn_field(seed):
     rng = np.random.default_rng([7, seed])
     everything = {code: 1. for code in CODES if code != 'F'}
     rare_too = {code: .3 for code in everything} | MARROW
-    mix = everything if rng.random() < .6 else rare_too
+    kinds = (everything, rare_too, rare_too | dict(P=20, P1=5, P2=10, P3=40))
+    mix = kinds[rng.choice(len(kinds), p=(.5, .25, .25))]
     style = random_style(rng, .7)
     difficulty, field_seed, um_per_px = rng.uniform(0, .3), int(rng.integers(2**31)), rng.uniform(.12, .26)
-    return draw_field(mix, style, size=512, difficulty=difficulty, seed=field_seed, um_per_px=um_per_px)
+    return draw_field(mix, style, size=DRAWN_PX, difficulty=difficulty, seed=field_seed, um_per_px=um_per_px)
 
 
 def code_or_artefact(code):
     "Keep the code of a nucleated cell; what is none is an artefact"
     return code if code != ARTEFACT and VOCABULARY.is_nucleated(code) else ARTEFACT
+
+
+def is_inside(outline):
+    "Tell whether a drawn field's edge leaves a cell whole: of a sliver nobody can say what it is"
+    return shapely.box(1, 1, DRAWN_PX - 1, DRAWN_PX - 1).contains(outline)
 
 
 def cells_of_drawn(seed):
@@ -160,8 +169,9 @@ def cells_of_drawn(seed):
     of_found = [ARTEFACT]*len(found)
     for expert, model in match(truth, found).pairs:
         of_found[model] = codes[expert]
-    crops = crop_cells(field.image, truth + found, CUT, field.um_per_px)
-    return crops, [code_or_artefact(code) for code in codes + of_found]
+    pairs = [(outline, code) for outline, code in zip(truth + found, codes + of_found) if is_inside(outline)]
+    crops = crop_cells(field.image, [outline for outline, _ in pairs], CUT, field.um_per_px)
+    return crops, [code_or_artefact(code) for _, code in pairs]
 
 
 def drawn_cells(pool, seeds):
@@ -176,14 +186,10 @@ def drawn_cells(pool, seeds):
 
 
 def recolored(image, rng):
-    "Give a picture another hue: its optical density is drawn toward one direction"
-    density = -np.log((image.astype(np.float32) + 1)/256)
+    "Give a picture another hue, or only another darkness"
     hue = rng.dirichlet([2., 2., 2.])*3
     strength = rng.uniform(.4, 1.)*(rng.random() < .75)
-    gray = density.mean(2, keepdims=True)
-    density = (1 - strength)*density + strength*gray*hue
-    density = density*rng.uniform(.7, 1.5)
-    return (256*np.exp(-density) - 1).clip(0, 255).astype(np.uint8)
+    return toward_hue(image, hue, strength, rng.uniform(.7, 1.5))
 
 
 def ellipse(box, factor=1.):
@@ -336,7 +342,7 @@ def parse_arguments():
     parser.add_argument('--work', help='folder for crops and unfinished training')
     parser.add_argument('--start', help='a bundle to go on from; by default ImageNet')
     parser.add_argument('--without', nargs='*', default=[], help='sets to leave out; also drawn, ground')
-    for name, default in dict(epochs=8, fields=120, workers=os.cpu_count()).items():
+    for name, default in dict(epochs=8, fields=150, workers=os.cpu_count()).items():
         parser.add_argument(f'--{name}', type=int, default=default)
     parser.add_argument('--quick', action='store_true')
     arguments = parser.parse_args()

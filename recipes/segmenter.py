@@ -25,6 +25,7 @@ import numpy as np
 import shapely
 from shapely.affinity import affine_transform
 
+from cblc.cells.stain import toward_hue
 from cblc.core.bundle import read_bundle
 from cblc.core.contours import polygon_to_mask
 from cblc.core.images import read_image
@@ -90,19 +91,11 @@ def camera(image, rng):
     return image
 
 
-def other_hue(image, rng):
-    """Draw the optical densities toward one direction of color: red cells of every hue"""
-    density = -np.log(np.clip(image.astype(np.float32), 1, 255)/255)
-    hue, strength = rng.dirichlet([3., 3., 3.])*3, rng.uniform(.4, .95)
-    density = (1 - strength)*density + strength*density.mean(2, keepdims=True)*hue
-    gain = rng.uniform(.7, 1.5)
-    return np.clip(255*np.exp(-gain*density), 0, 255).astype(np.uint8)
-
-
 def photographed(image, rng, p_stain, strength=1.):
     """Stain a picture anew with some probability, and photograph it"""
     if rng.random() < OTHER_HUE:
-        return camera(other_hue(image, rng), rng)
+        hue, strength = rng.dirichlet([3., 3., 3.])*3, rng.uniform(.4, .95)
+        return camera(toward_hue(image, hue, strength, rng.uniform(.7, 1.5)), rng)
     return camera(stain(image, rng, strength) if rng.random() < p_stain else image, rng)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAINED', 'MIN_STAINED', 'picture_array', 'ground_light', 'light_share', 'stained_pixels', 'Stain', 'measure_stain',
-           'StainWarning', 'StainNormalizer']
+           'StainWarning', 'StainNormalizer', 'toward_hue']
 
 # %% ../../nbs/cells/03_stain.ipynb #c003
 import warnings
@@ -348,3 +348,16 @@ def _report(line, notes):
         warnings.warn(line, StainWarning, stacklevel=3)
     else:
         notes.append(line)
+
+# %% ../../nbs/cells/03_stain.ipynb #8d374771
+def toward_hue(
+    image,           # ... x 3 uint8 RGB
+    hue,             # weights of the three channels' optical density, mean 1; (1, 1, 1): gray
+    strength=.8,     # how far toward the hue, 0-1
+    darkness=1.,     # what the optical density is multiplied by
+) -> np.ndarray:     # the same shape, uint8
+    "Draw the colors of a picture toward one hue"
+    density = -np.log((np.asarray(image, np.float32) + 1)/256)
+    gray = density.mean(-1, keepdims=True)
+    density = (1 - strength)*density + strength*gray*np.asarray(hue, np.float32)
+    return (256*np.exp(-darkness*density) - 1).clip(0, 255).round().astype(np.uint8)
