@@ -77,16 +77,18 @@ COHORT_READER = 'cohort'
 def read_readers(
     path,            # readers.csv, or the folder of the cohort
 ) -> pd.DataFrame:   # reader, cell_id, code; empty where there is no such file
-    "Read what further readers called the cells of a cohort"
+    "Read what further readers called the cells of a cohort; their percentages: `ratio/21_second_reader`"
     path = Path(path)
     path = path/'readers.csv' if path.is_dir() else path
     if not path.is_file():
         return pd.DataFrame(columns=list(READER_COLUMNS))
     table = read_csv(path, dtype=str)
-    lacking = [name for name in READER_COLUMNS if name not in table]
-    if lacking:
-        raise InputError(f'column {lacking[0]} is missing', f'give {", ".join(READER_COLUMNS)}', path.name)
-    return table[list(READER_COLUMNS)].dropna()
+    kinds = (set(READER_COLUMNS), {'reader', 'patient_id', 'percent'})
+    if not any(kind <= set(table) for kind in kinds):
+        problem = f'columns {", ".join(map(str, table))}'
+        remedy = 'give reader, cell_id and code, or reader, patient_id and percent, or all five'
+        raise InputError(problem, remedy, path.name)
+    return table.reindex(columns=list(READER_COLUMNS)).dropna()
 
 def _side_by_side(cells, readers):
     "Lay out a column a reader and a row a cell; and count the cells that a reader named in two ways"
