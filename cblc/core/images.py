@@ -7,14 +7,13 @@ __all__ = ['IMAGE_SUFFIXES', 'MIN_SIDE', 'MAX_PIXELS', 'FIELD_MARK', 'BadImage',
            'image_paths', 'any_size', 'image_pages', 'image_size', 'read_image', 'check_rgb']
 
 # %% ../../nbs/core/01_images.ipynb #c002
-import io
-import struct
 import threading
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from .damage import WatchedJpeg, find_damage
 from .errors import InputError
 from .tiff import read_channels, split_page, tiff_layout
 
@@ -242,6 +241,7 @@ def _to_rgb(image):
 
 # %% ../../nbs/core/01_images.ipynb #n012
 _STRIP = 512        # rows; whole blocks of a JPEG
+_WHOLE = 4096       # rows, to which a picture is taken in one piece
 
 def _strips(pixels, more=0):
     "Go through an array in strips of rows, each with `more` rows of the next"
@@ -252,6 +252,8 @@ def _pixels_of(image, path):
     "Take the pixels of a decoded Pillow image: height x width x 3"
     if image.mode in ('F', 'I') or image.mode.startswith('I;'):
         image = Image.fromarray(_to_8bit(np.asarray(image), path))
+    if image.mode == 'RGB' and image.height <= _WHOLE and not image.has_transparency_data:
+        return np.array(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top, strip in zip(range(0, image.height, _STRIP), _strips(pixels)):
         strip[:] = _to_rgb(image.crop((0, top, image.width, top + len(strip))))
@@ -303,107 +305,6 @@ def _deep_to_image(values, path):
     alpha = (values[..., 3] >> 8).astype(np.uint8)
     return Image.fromarray(np.dstack([color, alpha]))
 
-# %% ../../nbs/core/01_images.ipynb #c018
-_SEQUENTIAL_FRAMES = (0xC0, 0xC1)   # JPEG markers, baseline and extended
-_SCAN_START = 0xDA
-_IMAGE_END = b'\xff\xd9'
-
-def _jpeg_scan(data):
-    "Find where the only scan of a sequential JPEG begins and ends; None for progressive and other kinds"
-    position, sequential = 2, False
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        length = struct.unpack('>H', data[position + 2:position + 4])[0]
-        sequential = sequential or marker in _SEQUENTIAL_FRAMES
-        if marker == _SCAN_START:
-            start = position + 2 + length
-            end = data.find(_IMAGE_END, start)
-            only_scan = end > start and b'\xff\xda' not in data[start:end]
-            return (start, end) if sequential and only_scan else None
-        position += 2 + length
-    return None
-
-def _has_left_over(data, pixels):
-    "Tell whether the picture of a JPEG, height x width x 3, is complete before its data ends"
-    scan = _jpeg_scan(data)
-    if scan is None:
-        return False
-    start, end = scan
-    length = len(data[start:end].rstrip(b'\x00\xff'))       # some writers pad
-    cut = 8
-    height, width = pixels.shape[:2]
-    if width % 16 or height % 16:                           # the last block may lie outside the picture
-        cut += 3 * 256 * length // (width * height)         # 256 px: one block in 4:2:0
-    if length < 4 * cut:
-        return False
-    with _pillow_open(io.BytesIO(data[:start + length - cut] + _IMAGE_END)) as shortened:
-        for bottom in range(height, 0, -_STRIP):            # what is cut off lies at the end
-            top = max(bottom - _STRIP, 0)
-            again = _to_rgb(shortened.crop((0, top, width, bottom)))
-            if not np.array_equal(np.asarray(again), pixels[top:bottom]):
-                return False
-    return True
-
-# %% ../../nbs/core/01_images.ipynb #c019
-def _jumps_in(strip):
-    "Find jumps between the rows of blocks of one strip, which begins with a block"
-    borders = np.arange(8, strip.shape[0] - 1, 8)
-    n_columns = strip.shape[1] // 8
-    rows = [strip[borders + offset, :n_columns * 8].astype(np.int16) for offset in (-2, -1, 0, 1)]
-    steps = [np.abs(below - above).max(-1) for above, below in zip(rows, rows[1:])]
-    before, across, after = (step.reshape(len(borders), n_columns, 8).mean(2) for step in steps)
-    slope = (before + after) / 2
-    is_drawing = np.minimum(before, after) == 0     # frame, bar, inset; optics leave some slope everywhere
-    return (across > 18) & (across > 3 * slope + 3) & ~is_drawing     # gray levels
-
-def _block_jumps(image):
-    "Find where brightness jumps between rows of 8 x 8 blocks: borders x columns of blocks, bool"
-    return np.concatenate([_jumps_in(strip) for strip in _strips(image, more=2)])
-
-def _block_jumps_sideways(image):
-    "Find where brightness jumps between columns of 8 x 8 blocks: borders x rows of blocks, bool"
-    return np.concatenate([_jumps_in(strip.swapaxes(0, 1)) for strip in _strips(image)], axis=1)
-
-def _garbage_row(image):
-    "Give the first pixel row of decoding garbage, or None"
-    borders = np.flatnonzero(_block_jumps(image).sum(1) >= 6)
-    if not len(borders):
-        return None
-    sideways = _block_jumps_sideways(image)
-    is_seam = sideways.sum(1) > max(6, sideways.shape[1] / 2)       # a mosaic's seams run through the picture
-    beside = sideways[~is_seam].sum(0)
-    pairs = beside[1:] + beside[:-1]                                # blocks may be 16 px high
-    for border in borders:
-        if pairs[max(border - 1, 0):border + 2].max(initial=0) >= 3:
-            return 8 * int(border + 1)
-    return None
-
-# %% ../../nbs/core/01_images.ipynb #c020
-_FETCH_AGAIN = 'fetch the original file again'
-
-def _is_gray_drawn(pixels):
-    "Tell a gray frame, bar or inset from data that ended early, whose gray begins within a row of blocks"
-    right = (pixels[::-1, -8:] == 128).all((1, 2))
-    full = np.concatenate([(strip == 128).all((1, 2)) for strip in _strips(pixels)])[::-1]
-    n_full = int(full.cumprod().sum())              # rows from below that are gray from left to right
-    n_right = int(right.cumprod().sum())            # rows from below that are gray at the right end
-    n_more = n_right - n_full
-    return n_more > 16 or (n_full > 0 and n_more < 8)       # blocks are 8 or 16 px high
-
-def _check_content(path, is_jpeg, pixels):
-    "Refuse a picture that a decoder made up in part"
-    if is_jpeg:
-        if (pixels[-8:, -8:] == 128).all():
-            if not _is_gray_drawn(pixels):
-                raise BadImage(path, 'the JPEG ends early, its last part is plain gray', _FETCH_AGAIN)
-        elif _has_left_over(split_page(path)[0].read_bytes(), pixels):
-            problem = 'the JPEG is damaged, its picture is complete before its data ends'
-            raise BadImage(path, problem, _FETCH_AGAIN)
-    row = _garbage_row(pixels)
-    if row is not None:
-        problem = f'decoding garbage at pixel row {row} (blocks that fit nothing beside them)'
-        raise BadImage(path, problem, _FETCH_AGAIN)
-
 # %% ../../nbs/core/01_images.ipynb #c046
 def _open_any(path):
     "Open a picture by Pillow, or a TIFF that Pillow does not know by OpenCV"
@@ -430,6 +331,7 @@ def _decode(image, path):
     image.load()
     return _pixels_of(image, path), _orientation(image)     # Pillow turns some formats itself
 
+_FETCH_AGAIN = 'fetch the original file again'
 FIELD_MARK = 'a field that cblc cut from a slide'    # comment of such a PNG; seams in it are no damage
 
 def read_image(
@@ -438,15 +340,20 @@ def read_image(
     "Read a picture as 8-bit RGB, and refuse one that is broken"
     path = Path(path)
     with any_size():
-        image = _open_any(path)
-        size, is_jpeg = image.size, image.format in ('JPEG', 'MPO')
+        image, stream = _open_any(path), None
+        size = image.size
+        if image.format in ('JPEG', 'MPO'):
+            image.close()
+            stream = WatchedJpeg(split_page(path)[0].read_bytes())
+            image = _pillow_open(stream)
         is_field = image.info.get('Comment') == FIELD_MARK
         try:
             pixels, orientation = _decode(image, path)
             image.close()
             del image               # its memory, before more is needed
-            if not is_field:
-                _check_content(path, is_jpeg, pixels)
+            problem = None if is_field else find_damage(pixels, stream)
+            if problem:
+                raise BadImage(path, problem, _FETCH_AGAIN)
         except BadImage:
             raise
         except MemoryError as error:
