@@ -252,7 +252,9 @@ def _mask_image_id(stem, image_ids):
     numbered = _MASK_NAME.match(stem)
     return numbered[1] if numbered and not image_ids else stem
 
+# %% ../../nbs/core/07_geojson_masks.ipynb #709984e0
 _LOSSY = ('.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.webp')
+MOST_LABELS = 65_535    # of a 16-bit picture
 _SAVE_LABELS = 'save it as a label image: 0 for ground, k for cell k'
 
 _READ_BY_TIFFFILE = (1, 8, 32946)       # no compression, deflate
@@ -288,6 +290,7 @@ def _mask_pixels(file):
         is_plain = image.mode in ('L', 'I', 'F', 'P', '1') or image.mode.startswith('I;16')
         return np.asarray(image if is_plain else image.convert('RGB'))
 
+# %% ../../nbs/core/07_geojson_masks.ipynb #7178e329
 def _instances(pixels, file):
     "Number the cells of a mask: whole numbers, 0 for ground"
     if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
@@ -306,6 +309,7 @@ def _instances(pixels, file):
             raise InputError('a mask of fractions (probabilities?)', _SAVE_LABELS, file)
     return np.where(pixels > 0, pixels, 0).astype(np.int64)
 
+# %% ../../nbs/core/07_geojson_masks.ipynb #be0456d0
 def _label_image(file):
     "Read a mask as labels, 0 for ground; one of a single value or color is split into its pieces"
     from skimage.measure import label
@@ -336,6 +340,7 @@ def _cut_out(labels):
     for number, box in enumerate(find_objects(numbers, len(values)), 1):
         yield values[number - 1], numbers[box] == number, (box[1].start, box[0].start)
 
+# %% ../../nbs/core/07_geojson_masks.ipynb #26f72d10
 def _listed_labels(file):
     "Read labels.csv as (image_id, label) -> row; empty where there is none"
     if not file.is_file():
@@ -382,8 +387,6 @@ def read_masks(
     return outlines_to_cells(mask_outlines(path, images))
 
 # %% ../../nbs/core/07_geojson_masks.ipynb #c040
-MOST_LABELS = 65_535    # of a 16-bit picture
-
 def write_masks(
     cells: pd.DataFrame,    # image_id, polygon, optional code, cell_id
     out,                    # folder for one 16-bit PNG a picture and labels.csv
