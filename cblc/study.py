@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMEARS', 'SPLITS', 'OPTIMISTIC', 'METHOD_COLORS', 'StudySettings', 'centers_with', 'split_main', 'find_cells',
-           'train_classifier', 'fit_frozen', 'fit_study', 'judge_inside', 'run_study', 'show_table', 'run_demo',
-           'plot_methods']
+           'train_classifier', 'fit_study', 'judge_inside', 'run_study', 'show_table', 'run_demo', 'plot_methods']
 
 # %% ../nbs/06_study.ipynb #c002
 import json
@@ -25,6 +24,7 @@ from .core.measures import axes_for, label_text
 from .core.run import (
     MANIFEST, Run, fingerprint, hide_folders, read_csv, safe_name, write_csv, write_json, write_manifest)
 from .data import Cohort, Vocabulary, read_cohort, split_patients
+from .hospital.fitting import fit_frozen
 from .hospital.report import METHOD_NAMES
 from .learn.study_cells import StudyCells, cut_cells
 from .matching import match_cells
@@ -128,55 +128,6 @@ def train_classifier(
         valid=cells.second_stage('valid'), out=work)
     classifier.save(folder, trained_on, 'cblc study', name=name, crop=asdict(crop))
     return Classifier.load(folder)
-
-# %% ../nbs/06_study.ipynb #c010
-def _fits(cohort, cells, images):
-    "Name what is fitted on the main cohort: a sentence's subject, and a function"
-    from cblc.cells.stain import StainNormalizer, measure_stain
-    from cblc.hospital.centers import spread
-    from cblc.hospital.baselines import fit_baselines
-    from cblc.ratio.diagnosis import fit_diagnosis, fit_threshold
-    from cblc.ratio.patients import patient_table
-    from cblc.ratio.prevalence import validate
-    main, words, held = sorted(set(images.center)), cohort.vocabulary, set(cells.patient_id)
-    patients = cohort.patients[cohort.patients.patient_id.isin(held)]
-    expert = frame_experts(cohort.cells[cohort.cells.patient_id.isin(held)], cells, images)
-    table = patient_table(cells, patients, vocabulary=words)
-    return dict(
-        validation=('the correction of ratios', lambda: validate(cells, expert, main, vocabulary=words)),
-        validation_who=('the correction of the WHO blast ratio',
-                        lambda: validate(cells, expert, main, 'who_blast', vocabulary=words)),
-        stain=('the stain of the main cohort',
-               lambda: StainNormalizer('none').fit(measure_stain(list(spread(images, 24).path))).to_dict()),
-        baselines=('the naive baselines', lambda: fit_baselines(cells, main, vocabulary=words)),
-        threshold=('the threshold of AML', lambda: fit_threshold(table, main)),
-        diagnosis=('the probability of AML', lambda: fit_diagnosis(table, main)))
-
-
-def fit_frozen(
-    cohort: Cohort,        # as `read_cohort` gives it
-    cells: pd.DataFrame,   # classified cells of main patients outside training, with `code` and `counted`
-    images: pd.DataFrame,  # of the main centers
-):                         # `Frozen`, with a sentence for whatever could not be fitted
-    "Fit on held-out main cells what is frozen before an external center is opened"
-    from cblc.hospital.frozen import Frozen
-    from cblc.hospital.judge import stain_rows
-    from cblc.ratio.patients import count_fields
-    from cblc.ratio.calls import fit_clustering
-    fitted, failed = {}, []
-    for name, (what, fit) in _fits(cohort, cells, images).items():
-        try:
-            fitted[name] = fit()
-        except ValueError as error:  # whatever the reason, ours or a library's: the study goes on without it
-            reason = ' '.join(str(error).split())
-            failed.append(f'{what} could not be fitted on the main cohort: {reason}')
-    validation, threshold = fitted.get('validation'), fitted.get('threshold')
-    return Frozen(
-        centers=tuple(sorted(set(images.center))), not_frozen=tuple(failed), validation=validation,
-        validation_who=fitted.get('validation_who'),
-        clustering=fit_clustering(count_fields(cells), validation) if validation else None,
-        baselines=fitted.get('baselines'), threshold=threshold.threshold if threshold else None,
-        diagnosis=fitted.get('diagnosis'), stain=fitted.get('stain'), profile=stain_rows(images))
 
 # %% ../nbs/06_study.ipynb #n014
 def _further_opinions(cohort, cells, crops, classifier, plain, settings, frozen):

@@ -15,11 +15,12 @@ from ..core.measures import (
 from ..data import Vocabulary, main_only, need_columns
 from .centers import CenterData, as_opinion, named_cells, opinions
 from .frozen import NaiveBaselines
-from ..patient import cblc_ratio, counted_cells, expert_cblc
+from ..patient import cblc_ratio, counted_cells, expert_cblc, with_known_disease
 from ..ratio.agreement import blast_percents
 from ..ratio.diagnosis import center_scores, predict_diagnosis
-from ..ratio.patients import count_fields, patient_table
+from ..ratio.patients import count_fields, patient_table, target_codes
 from ..ratio.correction import correct_ratios
+from ..ratio.second_reader import contradictions
 
 # %% ../../nbs/hospital/02_baselines.ipynb #p003
 def _scored(cells, vocabulary):
@@ -116,6 +117,27 @@ def patient_scores(
     return figures | _aml_figures(counted[counted.diagnosis.notna()], threshold, level)
 
 # %% ../../nbs/hospital/02_baselines.ipynb #c019
+_CORRECTED = ('corrected_ratio', 'corrected_low', 'corrected_high', 'p_ge_5', 'p_ge_10', 'p_ge_20', 'refused')
+_OTHER_TARGET = 'the disease is known, so that more cells count as blasts than the validation counted'
+
+def _with_correction(table, data, target, correction):
+    "Join a target's corrected ratios, and why there is none, to a patient table; WHO's begin with who_"
+    validation, clustering = correction
+    if validation is None:
+        return table
+    words = dict(target=target, vocabulary=data.vocabulary)
+    cells = with_known_disease(data.cells, table)
+    corrected = correct_ratios(count_fields(cells, **words), validation, clustering,
+                               patient_ids=table.patient_id, codes=target_codes(**words))[list(_CORRECTED)]
+    if target == 'cblc':
+        return table.join(corrected, on='patient_id')
+    is_known = cells.reindex(columns=['promyelocytic', 'pure_erythroid'], fill_value=False).any(axis=1)
+    other = set(cells.patient_id[is_known])
+    is_other = corrected.index.isin(list(other))
+    corrected.loc[is_other, list(_CORRECTED[:-1])] = np.nan
+    corrected.loc[is_other, 'refused'] = _OTHER_TARGET
+    return table.join(corrected.add_prefix('who_'), on='patient_id')
+
 def center_patients(
     data: CenterData,   # of a center
 ) -> tuple:             # patient table; problems with what was typed, a line each
@@ -126,13 +148,13 @@ def center_patients(
         percents, problems = blast_percents(typed)
         patients = patients.assign(expert_blast_percent=percents.to_numpy())
     expert = data.expert if len(data.expert) else None
+    if expert is not None and 'expert_blast_percent' in patients:
+        excluded = contradictions(patients, expert, vocabulary=data.vocabulary)
+        percents = patients.expert_blast_percent.mask(patients.patient_id.isin(list(excluded)))
+        patients, problems = patients.assign(expert_blast_percent=percents), [*problems, *excluded.values()]
     table = patient_table(data.cells, patients, expert, vocabulary=data.vocabulary)
-    validation, clustering = data.frozen.correction
-    if validation is not None:
-        fields = count_fields(data.cells)
-        corrected = correct_ratios(fields, validation, clustering, patient_ids=table.patient_id)
-        columns = ['corrected_ratio', 'corrected_low', 'corrected_high', 'p_ge_5', 'p_ge_10', 'p_ge_20']
-        table = table.join(corrected[columns], on='patient_id')
+    table = _with_correction(table, data, 'who_blast', data.frozen.correction_who)
+    table = _with_correction(table, data, 'cblc', data.frozen.correction)
     if data.frozen.diagnosis:
         table = table.join(predict_diagnosis(table, data.frozen.diagnosis))
     return table, [problem.replace('row ', 'patient ', 1) for problem in problems]

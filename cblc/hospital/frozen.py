@@ -23,6 +23,7 @@ class NaiveBaselines:
     nc_threshold: float  # a cell with this nucleus:cytoplasm area ratio or more is called CBLC, 0-1
 
 _FITTED = ('validation', 'validation_who', 'clustering', 'diagnosis', 'stain', 'profile')
+_OF_THRESHOLD = ('threshold_range', 'threshold_patients')
 
 def _plain(value):
     "Turn what was fitted into plain numbers"
@@ -58,6 +59,8 @@ class Frozen:
     profile: list = None              # the main cohort's stain, a dict of measures a field
     not_frozen: tuple = ()            # sentences: what could not be fitted, and why
     validation_who: Validation = None  # its errors as to WHO blasts; None: that ratio is not corrected
+    threshold_range: tuple = ()       # low, high: where 95 % of bootstrapped main cohorts have the threshold
+    threshold_patients: tuple = ()    # patients that it was tuned on, and how many of them with AML
 
     @property
     def on(self):
@@ -79,7 +82,8 @@ class Frozen:
         "Give the threshold with the centers it was tuned on, or None"
         if self.threshold is None or math.isnan(self.threshold):
             return None
-        return PatientThreshold(self.threshold, self.centers)
+        counts, limits = self.threshold_patients or (0, 0), self.threshold_range or (math.nan, math.nan)
+        return PatientThreshold(self.threshold, self.centers, *counts, *limits)
 
     @classmethod
     def from_meta(
@@ -104,7 +108,8 @@ class Frozen:
             diagnosis=_read_diagnosis(settings.get('diagnosis')),
             stain=settings.get('stain'), profile=settings.get('profile'),
             validation_who=_read_validation(settings.get('validation_who'), centers),
-            not_frozen=tuple(settings.get('not_frozen', ())))
+            not_frozen=tuple(settings.get('not_frozen', ())),
+            **{name: tuple(settings.get(name, ())) for name in _OF_THRESHOLD})
 
     def to_meta(
         self,
@@ -120,6 +125,9 @@ class Frozen:
         for name in _FITTED:
             if getattr(self, name) is not None:
                 settings[name] = _plain(getattr(self, name))
+        for name in _OF_THRESHOLD:
+            if getattr(self, name):
+                settings[name] = list(getattr(self, name))
         if self.not_frozen:
             settings['not_frozen'] = list(self.not_frozen)
         centers = {*settings.get('frozen_on', ()), *map(str, self.centers)}
@@ -134,7 +142,8 @@ class Frozen:
             baselines=asdict(self.baselines) if self.baselines else None,
             not_frozen=list(self.not_frozen), on=self.on, validation=_plain(self.validation),
             clustering=_plain(self.clustering), diagnosis=_plain(self.diagnosis),
-            validation_who=_plain(self.validation_who))
+            validation_who=_plain(self.validation_who),
+            **{name: list(getattr(self, name)) for name in _OF_THRESHOLD})
 
     @classmethod
     def from_json(
@@ -150,7 +159,8 @@ class Frozen:
             clustering=_read_clustering(values.get('clustering')),
             diagnosis=_read_diagnosis(values.get('diagnosis')),
             validation_who=_read_validation(values.get('validation_who')),
-            not_frozen=tuple(values.get('not_frozen') or ()))
+            not_frozen=tuple(values.get('not_frozen') or ()),
+            **{name: tuple(values.get(name) or ()) for name in _OF_THRESHOLD})
 
 # %% ../../nbs/hospital/00_frozen.ipynb #n014
 def freeze_bundle(

@@ -13,7 +13,7 @@ from ..data import Vocabulary
 
 # %% ../../nbs/hospital/07_gaps.ipynb #cc0b782c
 LEAST_PATIENTS = 3   # of a group, below which it is not compared
-_NO_GROUPS = {'patient_id', 'call', 'band', 'expert_blast_percent'}
+_NO_GROUPS = {'patient_id', 'call', 'band', 'expert_blast_percent', 'refused', 'who_refused', 'earlier'}
 
 def _is_grouping(values):
     "Tell whether a column names a few groups in words"

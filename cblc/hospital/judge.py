@@ -123,7 +123,7 @@ def image_quality(
                    shift=stain_shift(measured, main).to_dict())
 
 # %% ../../nbs/hospital/03_judge.ipynb #c024
-_NO_GROUPS = {'patient_id', 'center', 'diagnosis', 'band', 'call', 'expert_blast_percent'}
+_NO_GROUPS = {'patient_id', 'center', 'diagnosis', 'band', 'call', 'expert_blast_percent', 'earlier'}
 
 def _groupings(data, table):
     "Find the columns by which patients can be grouped: name -> the group of each patient"

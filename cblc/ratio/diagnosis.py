@@ -29,6 +29,11 @@ class PatientThreshold:
     low: float = np.nan  # 95 % of bootstrapped cohorts have their threshold from here
     high: float = np.nan  # to here
 
+    @property
+    def limits(self) -> tuple:
+        "Give the range of thresholds; nothing where there were too few patients for one"
+        return () if np.isnan([self.low, self.high]).any() else (self.low, self.high)
+
 def threshold_range(
     truth,               # n, 0 or 1
     score,               # n; NaN is left out
