@@ -179,6 +179,7 @@ class Cohort:
     centers: dict                           # center -> 'main' or 'external'
     um_per_px: dict                         # center -> micrometers a pixel, None where unknown
     vocabulary: Vocabulary = VOCABULARY     # what the codes of `cells` mean
+    synthetic: bool = False                 # drawn by a program, no patient: every page says so
 
     def __repr__(self):
         sizes = f'{len(self.centers)} centers, {len(self.patients)} patients, {len(self.images)} images'
@@ -271,7 +272,7 @@ def read_cohort(
         root, meta.get('name', root.name), patients, images, cells[[c for c in order if c in cells]],
         centers={center: about['role'] for center, about in meta['centers'].items()},
         um_per_px={center: about['um_per_px'] for center, about in meta['centers'].items()},
-        vocabulary=vocabulary,
+        vocabulary=vocabulary, synthetic=meta.get('synthetic') is True,
     )
 
 # %% ../nbs/00_data.ipynb #c015
@@ -320,7 +321,9 @@ def write_cohort(
     if has_own_words:
         cohort.vocabulary.to_csv(root/'vocabulary.csv')
     vocabulary = 'vocabulary.csv' if has_own_words else 'default'
-    meta = dict(name=cohort.name, notice=DISCLAIMER, vocabulary=vocabulary, annotations=fmt, centers=centers)
+    drawn = dict(synthetic=True) if cohort.synthetic else {}
+    meta = dict(name=cohort.name, notice=DISCLAIMER, vocabulary=vocabulary, annotations=fmt, **drawn,
+                centers=centers)
     write_whole(root/'cohort.toml', tomli_w.dumps(meta))
     write_csv(_as_typed(cohort.patients), root/'patients.csv')
     images = cohort.images.assign(path=paths).drop(columns='center', errors='ignore')

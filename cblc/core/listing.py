@@ -24,7 +24,7 @@ except ModuleNotFoundError:     # Python 3.10
 _ROLES = ('main', 'external')
 _TOML = 'cohort.toml'
 _LAYOUT = 'data/README.md shows the layout of a cohort'
-_COHORT_KEYS = ('name', 'notice', 'vocabulary', 'annotations', 'centers')
+_COHORT_KEYS = ('name', 'notice', 'vocabulary', 'annotations', 'centers', 'synthetic')
 _CENTER_KEYS = ('role', 'um_per_px')
 
 def read_cohort_toml(
@@ -81,6 +81,9 @@ def _toml_findings(meta):
     for key in ('name', 'vocabulary', 'annotations'):
         if not isinstance(meta.get(key, ''), str):
             yield key != 'name', Fault(_TOML, key, f'{key} {meta[key]!r} is no text', 'put it in quotes')
+    if not isinstance(meta.get('synthetic', False), bool):
+        problem = f'synthetic {meta["synthetic"]!r} is neither true nor false'
+        yield False, Fault(_TOML, 'synthetic', problem, 'write true, without quotes, where cells are drawn')
     fmt = meta.get('annotations')
     if isinstance(fmt, str) and fmt not in FORMATS:
         problem = f'annotation format {fmt!r} is not known'

@@ -17,6 +17,7 @@ from shapely.geometry import Polygon, box
 
 from ..core.engine import cores, progress_bar
 from ..core.errors import InputError
+from ..core.run import write_csv
 from ..data import VOCABULARY, Cohort, write_cohort
 from .laboratories import CENTERS, encode_jpeg
 from .shapes import polygons_of
@@ -144,6 +145,7 @@ def wobble(
 
 # %% ../../nbs/sources/06_cohort.ipynb #c016
 SHAPES = {'demo': (6, 5, 5, 4, 4, 4), 'study': (57, 56, 56, 30, 30, 29)}  # patients of Centers 1-6
+_READER, _SLIPS = 'second', .05     # the drawn second reader, and the share of cells named in the wrong row
 ROLES = {center: 'main' if i < 3 else 'external' for i, center in enumerate(CENTERS)}
 
 
@@ -281,7 +283,23 @@ def make_cohort(
     jobs = _plan_fields(root, patients, people, n_fields, seed, style)
     cells = pd.concat(_photograph_all(jobs, workers or min(cores(), 8)), ignore_index=True)
     name = f'synthetic {shape if n_patients is None else "cohort"}'
-    return _write(root, name, patients, jobs, cells)
+    return _write(root, name, patients, jobs, cells, seed)
+
+
+def _read_again(patients, truth, seed):
+    "Let a second reader count every patient, and name the cells of each patient's first field"
+    percents = [count_blasts(np.random.default_rng([seed, 4, i]), ratio)
+                for i, ratio in enumerate(patients.true_who_ratio)]
+    counted = pd.DataFrame(dict(reader=_READER, patient_id=patients.patient_id, percent=percents))
+    own = truth[truth.image_id.str.endswith('f1')]
+    chances, rng = own.filter(regex='^q_'), np.random.default_rng([seed, 5])
+    upper = chances.to_numpy().cumsum(1)
+    drawn = rng.random(len(own))*upper[:, -1]
+    codes = chances.columns.str.removeprefix('q_').to_numpy()[(upper <= drawn[:, None]).sum(1)]
+    is_slip, elsewhere = rng.random(len(own)) < _SLIPS, rng.permutation(len(own))
+    codes = np.where(is_slip, codes[elsewhere], codes)
+    named = pd.DataFrame(dict(reader=_READER, cell_id=own.cell_id, code=codes))
+    return pd.concat([counted, named], ignore_index=True)
 
 
 def _plan_fields(root, patients, people, n_fields, seed, style):
@@ -299,7 +317,7 @@ def _plan_fields(root, patients, people, n_fields, seed, style):
     return jobs
 
 
-def _write(root, name, patients, jobs, cells):
+def _write(root, name, patients, jobs, cells, seed):
     "Write a cohort and its truth"
     chances = [column for column in cells if column.startswith('q_')]
     truth = cells[['cell_id', 'image_id', 'code', *chances]].fillna(0.)
@@ -308,7 +326,8 @@ def _write(root, name, patients, jobs, cells):
     present = [center for center in CENTERS if center in set(patients.center)]
     roles = {center: ROLES[center] for center in present}
     scales = {center: CENTERS[center].um_per_px for center in present}
-    cohort = Cohort(root, name, patients, images, cells.drop(columns=chances), roles, scales)
+    write_csv(_read_again(patients, truth, seed), root/'readers.csv')
+    cohort = Cohort(root, name, patients, images, cells.drop(columns=chances), roles, scales, synthetic=True)
     return write_cohort(cohort, root)
 
 
