@@ -1,161 +1,278 @@
-"""Does training with cblc cost more time than a bare PyTorch loop?
+"""From fields to classified cells: cblc against a plain loop, and against its two networks alone.
 
-    python benchmarks/throughput.py [--size 64] [--batch 32] [--quick]
+    python benchmarks/throughput.py [--fields 16] [--rounds 5] [--precision f32] [--quick]
 
-Both train EfficientNet-B0 (timm) with AdamW on the same random crops, flipped and turned, cross entropy,
-channels-last, on the same threads: once as cblc does it (fastai's loop with its judge, schedule, gradient
-clipping, curve, best weights and checkpoint), once as the shortest loop that a person would write, with the
-same number of validation passes. They take turns, and the medians over the rounds are compared. The ratio is
-cblc's crops a second over the bare loop's: 0.9 or more is wanted.
+The same weights in all three, on the cores there are:
+
+- plain: a loop over files of `ultralytics` predict (contours by its masks) and the classifier in eager
+  PyTorch on the boxes' crops, one view each; it is given the right scale and looks at nothing else;
+- cblc: `classify_images` and `quality_warnings`, with all they do: damaged files refused, the scale
+  estimated, red cells and debris told apart, standard crops, morphology, light, focus and stain judged;
+- limit: the two networks alone, in the engine that cblc uses, on the very tiles and crops, ready in memory.
+
+They take turns; the figures are medians over rounds of the ratios within a round. Fields: the four marrow
+fields of 2040 x 1536 px of SegPC (never trained on) and their mirror images, saved anew as JPEG; drawn ones
+where the data are missing. Each is a file of its own, so that nothing is decoded less often than in use.
+
+- speedup: plain's seconds over cblc's; fraction_of_limit: the limit's seconds over cblc's;
+- same_cells: share of cells that both find, at IoU 0.8 or more (cblc parts masks that overlap, plain does
+  not);
+- stages: seconds of cblc's processor time by stage, from one more round.
 """
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
+from pathlib import Path
 
+import cv2
 import numpy as np
-import timm
+import pandas as pd
+import shapely
 import torch
+from PIL import Image
 
-from cblc.learn.losses import LeafLoss
-from cblc.learn.network import CellNet, blank_head
-from cblc.learn.settings import fit_settings
-from cblc.learn.stages import StageCells
-from cblc.learn.training import fit_device, fit_stage
+from cblc.cells.morphology import crops_of_cohort
+from cblc.cells.nucleus import has_nucleus
+from cblc.cells.quality import quality_warnings
+from cblc.classifier import Classifier
+from cblc.core.engine import cores, in_threads
+from cblc.core.images import keep_pictures, read_image
+from cblc.hospital.centers import classify_images, own_crop_settings
+from cblc.learn.export import load_net
+from cblc.learn.segmenter import load_network
+from cblc.matching import match
+from cblc.segmentation import Segmenter, segment_images, shared_scale
+from cblc.sources.synthetic import CENTERS, MARROW, draw_field
 
-N_CLASSES = 5
-MEAN, SPREAD = 200, 40  # of the colors, as the networks take them
-
-
-def bare_network(device):
-    "Make the network that both train"
-    net = timm.create_model('efficientnet_b0', num_classes=N_CLASSES)
-    return net.to(device, memory_format=torch.channels_last)
-
-
-def to_batch(crops, device):
-    "Bring crops to the device as the bare loop's network takes them"
-    batch = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2).float()
-    return ((batch - MEAN)/SPREAD).contiguous(memory_format=torch.channels_last)
+SIDE = 2040, 1536  # px, of a field
 
 
-def bare_epoch(net, optimizer, loss, crops, classes, rng, arguments):
-    "Train for one epoch, with random flips and turns"
-    net.train()
-    for rows in np.array_split(rng.permutation(len(crops)), len(crops)//arguments.batch):
-        batch = to_batch(crops[rows], arguments.device)
-        if rng.random() < .5:
-            batch = batch.flip(3)
-        if rng.random() < .5:
-            batch = batch.transpose(2, 3).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.bf16):
-            value = loss(net(batch).float(), classes[rows])
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.)
-        optimizer.step()
-        optimizer.zero_grad()
+def data_folder():
+    "Find the folder of real images"
+    default = Path(__file__).resolve().parents[2]/'shared/data'
+    return Path(os.environ.get('CBLC_DATA', default))
 
 
-def bare_validation(net, crops, arguments):
-    "Classify the validation crops"
-    net.eval()
-    parts = np.array_split(np.arange(len(crops)), -(-len(crops)//arguments.batch))
-    with torch.no_grad(), torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.bf16):
-        return torch.cat([net(to_batch(crops[rows], arguments.device)).argmax(1) for rows in parts]).cpu()
+def drawn_pictures(n):
+    "Draw fields as large as the real ones"
+    for k in range(n):
+        center = CENTERS[f'center{k % 6 + 1}']
+        field = draw_field(MARROW, center, size=SIDE[1]//2, n_cells=22, seed=k, um_per_px=.13)
+        yield cv2.resize(field.image, SIDE, interpolation=cv2.INTER_CUBIC)
 
 
-def bare_seconds(arguments, crops, labels):
-    "Time the shortest loop that does the work"
-    torch.manual_seed(0)
-    net = bare_network(arguments.device)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, foreach=True)
-    loss, rng = torch.nn.CrossEntropyLoss(), np.random.default_rng(0)
-    classes = torch.from_numpy(labels).to(arguments.device)
+def real_pictures(paths, n):
+    "Give fields and their mirror images"
+    for k in range(n):
+        pixels = np.asarray(Image.open(paths[k % len(paths)]).convert('RGB'))
+        turn = k//len(paths) % 4
+        pixels = pixels[::-1] if turn & 1 else pixels
+        yield pixels[:, ::-1] if turn & 2 else pixels
+
+
+def make_fields(folder, n):
+    "Save the fields as files: an images table, and what they are"
+    paths = sorted((data_folder()/'segpc_marrow/fullres/images').glob('*.jpg'))
+    pictures = real_pictures(paths, n) if paths else drawn_pictures(n)
+    rows = []
+    for k, pixels in enumerate(pictures):
+        path = folder/f'field{k:03}.jpg'
+        Image.fromarray(np.ascontiguousarray(pixels)).save(path, quality=90)
+        rows.append(dict(image_id=path.stem, path=path, patient_id='p', center=''))
+    return pd.DataFrame(rows), 'real marrow' if paths else 'drawn'
+
+
+class Plain:
+    "The loop a person would write first"
+
+    def __init__(self, classifier, scale, folder):
+        self.yolo, self.scale = load_network(run=folder), scale
+        self.net, self.size = load_net(classifier.bundle).eval(), classifier.size
+        self.options = dict(conf=.25, iou=.5, device='cpu', verbose=False, save=False)
+
+    def resized(self, image):
+        "Bring a picture to the network's scale, and fill it up to a multiple of 32 px"
+        size = [round(side*self.scale) for side in image.shape[1::-1]]
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        right, bottom = (-side % 32 for side in size)
+        return cv2.copyMakeBorder(small, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=(114, 114, 114))
+
+    def crops(self, image, boxes):
+        "Cut a square around every box"
+        crops = []
+        for left, top, right, bottom in boxes:
+            side = 1.25*max(right - left, bottom - top)/2
+            x, y = (left + right)/2, (top + bottom)/2
+            part = image[max(int(y - side), 0):int(y + side), max(int(x - side), 0):int(x + side)]
+            crops.append(cv2.resize(part, (self.size, self.size), interpolation=cv2.INTER_AREA))
+        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float()
+
+    def __call__(self, images):
+        "Find and classify: contours of each image, and classes"
+        contours, classes = [], []
+        for path in images.path:
+            image = cv2.imread(str(path))
+            small = self.resized(image)
+            result = self.yolo.predict(small, imgsz=small.shape[:2], **self.options)[0]
+            contours.append([xy/self.scale for xy in result.masks.xy] if result.masks is not None else [])
+            if len(result.boxes):
+                crops = self.crops(image[..., ::-1], result.boxes.xyxy.numpy()/self.scale)
+                with torch.inference_mode():
+                    classes.append(self.net(crops).argmax(1))
+        return contours, classes
+
+
+class Cblc:
+    "The same by cblc"
+
+    def __init__(self, precision):
+        self.segmenter = Segmenter.load(precision=precision)
+        self.classifier = Classifier.load(precision=precision)
+
+    def __call__(self, images):
+        "Find, judge and classify: the cells table, crops, doubts"
+        with keep_pictures():
+            cells, crops, _ = classify_images(images, self.segmenter, self.classifier, progress=False)
+            return cells, crops, quality_warnings(images, cells)
+
+    def stages(self, images):
+        "Measure processor and wall seconds of each stage, one after the other"
+        rows, names = [], ['read', 'segment', 'quality', 'crop and measure', 'classify']
+        settings, cells, crops = own_crop_settings(self.classifier), None, None
+        with keep_pictures():
+            for name in names:
+                start = time.process_time(), time.perf_counter()
+                if name == 'read':
+                    list(in_threads(read_image, images.path, cores()))
+                elif name == 'segment':
+                    cells, _ = segment_images(images, self.segmenter, progress=False, is_cell=has_nucleus)
+                elif name == 'quality':
+                    quality_warnings(images, cells)
+                elif name == 'classify':
+                    self.classifier.predict(crops, progress=False)
+                else:
+                    crops, _ = crops_of_cohort(images, cells, settings, progress=False)
+                rows.append((name, time.process_time() - start[0], time.perf_counter() - start[1]))
+        return pd.DataFrame(rows, columns=['stage', 'processor s', 'wall s'])
+
+
+class Recorder:
+    "An engine that keeps what it is given"
+
+    def __init__(self, engine):
+        self.engine, self.streams, self.threads, self.batches = engine, engine.streams, engine.threads, []
+
+    def __call__(self, batch):
+        self.batches.append(np.array(batch, np.float32))
+        return self.engine(batch)
+
+
+def record_inputs(ours, images):
+    "Record the tiles and crops that the two networks get, the first look for the scale left out"
+    segmenter, classifier = ours.segmenter, ours.classifier
+    recorders = Recorder(segmenter.engine), Recorder(classifier.engine)
+    segmenter.engine = recorders[0]
+    object.__setattr__(classifier, 'engine', recorders[1])
+    try:
+        _, crops, _ = ours(images)
+    finally:
+        segmenter.engine = recorders[0].engine
+        object.__setattr__(classifier, 'engine', recorders[1].engine)
+    tiles = recorders[0].batches[-len(images):]
+    return [(segmenter.engine, tiles), (classifier.engine, recorders[1].batches)]
+
+
+def run_networks(inputs):
+    "Run the two networks alone"
+    for engine, batches in inputs:
+        for _ in in_threads(engine, batches, engine.streams):
+            pass
+
+
+def same_cells(plain, cells, images):
+    "Give the share of cells that both found, at IoU 0.8, and the numbers of either side"
+    n_matched, n_plain = 0, 0
+    for image_id, contours in zip(images.image_id, plain):
+        theirs = [shapely.make_valid(shapely.Polygon(contour)) for contour in contours if len(contour) > 3]
+        theirs = [polygon for polygon in theirs if polygon.area > 0]
+        mine = list(cells.polygon[cells.image_id == image_id])
+        n_plain += len(theirs)
+        n_matched += len(match(theirs, mine, iou=.8).pairs) if mine and theirs else 0
+    return 2*n_matched/max(n_plain + len(cells), 1), n_plain, len(cells)
+
+
+def timed(peer, argument):
+    "Time one call"
     start = time.perf_counter()
-    for _ in range(arguments.epochs):
-        bare_epoch(net, optimizer, loss, crops, classes, rng, arguments)
-        bare_validation(net, crops[:len(crops)//8], arguments)
+    peer(argument)
     return time.perf_counter() - start
 
 
-def cblc_seconds(arguments, crops, labels):
-    "Time the same training by `fit_stage`"
-    torch.manual_seed(0)
-    settings = fit_settings(
-        recipe='plain', size=arguments.size, batch=arguments.batch, epochs=arguments.epochs,
-        device=arguments.device, pretrained=False, precision='bf16' if arguments.bf16 else 'f32',
-    )
-    body = bare_network(arguments.device)
-    net = blank_head(CellNet(body, [MEAN]*3, [SPREAD]*3, np.ones(N_CLASSES)))
-    allowed, n_valid = np.eye(N_CLASSES, dtype=bool)[labels], len(crops)//8
-    train = StageCells(crops, allowed, None)
-    valid = StageCells(crops[:n_valid], allowed[:n_valid], None)
-    loss = LeafLoss(np.ones(N_CLASSES)/N_CLASSES)
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        fit_stage(net, train, valid, settings, loss, folder=folder)
-        return time.perf_counter() - start
+def measure(peers, arguments):
+    "Let all take turns: name -> seconds of every round"
+    seconds = {name: [] for name in peers}
+    for number in range(arguments.rounds):
+        for name in list(peers)[::1 if number % 2 else -1]:
+            seconds[name].append(timed(*peers[name]))
+        latest = ', '.join(f'{name} {values[-1]:.2f} s' for name, values in seconds.items())
+        print(f'round {number + 1}: {latest}', flush=True)
+    return seconds
 
 
-PEERS = dict(bare=bare_seconds, cblc=cblc_seconds)
+def ratio(seconds, above, below):
+    "Give the median over rounds of the ratio of two peers' seconds"
+    return statistics.median(a/b for a, b in zip(seconds[above], seconds[below]))
 
 
 def parse_arguments():
     "Read the command line"
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
-    for name, default in dict(size=64, batch=32, cells=1280, epochs=2, rounds=5).items():
-        parser.add_argument(f'--{name}', type=int, default=default)
-    parser.add_argument('--threads', type=int)
-    parser.add_argument('--device', default='auto')
+    parser.add_argument('--fields', type=int, default=16)
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--precision', default='f32')
     parser.add_argument('--quick', action='store_true')
     arguments = parser.parse_args()
-    arguments.device, arguments.bf16 = fit_device(arguments.device)
     if arguments.quick:
-        arguments.cells, arguments.epochs, arguments.rounds = 128, 1, 1
+        arguments.fields, arguments.rounds = 3, 1
     return arguments
 
 
-def measure(arguments, crops, labels):
-    "Let both take turns; crops a second of every round"
-    short = argparse.Namespace(**vars(arguments) | dict(epochs=1))
-    n_warm = 2*arguments.batch
-    for seconds in PEERS.values():
-        seconds(short, crops[:n_warm], labels[:n_warm])
-    speed = {name: [] for name in PEERS}
-    for number in range(arguments.rounds):
-        order = list(PEERS)[::1 if number % 2 else -1]
-        for name in order:
-            seconds = PEERS[name](arguments, crops, labels)
-            speed[name].append(arguments.cells*arguments.epochs/seconds)
-        latest = ', '.join(f'{name} {values[-1]:.0f}' for name, values in speed.items())
-        print(f'round {number + 1}: {latest} crops/s', flush=True)
-    return speed
+def compare(folder, arguments):
+    "Measure everything on fields in a folder: what is printed last"
+    images, kind = make_fields(folder, arguments.fields)
+    ours = Cblc(arguments.precision)
+    inputs = record_inputs(ours, images)
+    first = [read_image(path) for path in images.path[:8]]
+    scale = shared_scale(first, ours.segmenter, is_cell=has_nucleus)
+    plain = Plain(ours.classifier, scale, folder)
+    torch.set_num_threads(cores())
+    contours, _ = plain(images)
+    cells, _, _ = ours(images)
+    share, n_plain, n_cblc = same_cells(contours, cells, images)
+    print(f'{len(images)} fields, {kind}, {cores()} cores, {arguments.precision}, scale {scale:.3f}, '
+          f'{ours.classifier.views} views')
+    print(f'cells: plain {n_plain}, cblc {n_cblc}, the same at IoU 0.8: {share:.1%}')
+    peers = dict(plain=(plain, images), cblc=(ours, images), limit=(run_networks, inputs))
+    seconds = measure(peers, arguments)
+    print(ours.stages(images).round(2).to_string(index=False))
+    median = {f'{name}_s': round(statistics.median(values), 2) for name, values in seconds.items()}
+    return dict(
+        speedup=round(ratio(seconds, 'plain', 'cblc'), 2),
+        fraction_of_limit=round(ratio(seconds, 'limit', 'cblc'), 2), same_cells=round(share, 3), **median,
+        fields=len(images), cells=n_cblc, images=kind, views=ours.classifier.views,
+        precision=arguments.precision, cores=cores(), rounds=arguments.rounds)
 
 
 def main():
-    "Measure, and print the ratio"
+    "Measure, and print the ratios"
     arguments = parse_arguments()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    rng = np.random.default_rng(0)
-    shape = arguments.cells, arguments.size, arguments.size, 3
-    crops = rng.integers(256, size=shape, dtype=np.uint8)
-    labels = rng.integers(N_CLASSES, size=arguments.cells)
-    is_cpu = arguments.device == 'cpu'
-    where = f'{torch.get_num_threads()} threads' if is_cpu else torch.cuda.get_device_name()
-    print(f'{arguments.cells} crops of {arguments.size} px, batch {arguments.batch}, '
-          f'{arguments.epochs} epochs, {arguments.rounds} rounds, {where}, '
-          f'{"bf16" if arguments.bf16 else "f32"}')
-    speed = measure(arguments, crops, labels)
-    median = {name: statistics.median(values) for name, values in speed.items()}
-    ratios = [ours/bare for bare, ours in zip(speed['bare'], speed['cblc'])]
-    print(json.dumps(dict(
-        ratio=round(median['cblc']/median['bare'], 3), ratio_min=round(min(ratios), 3),
-        ratio_max=round(max(ratios), 3), bare_crops_per_s=round(median['bare'], 1),
-        cblc_crops_per_s=round(median['cblc'], 1), rounds=arguments.rounds, device=where,
-    )))
+    with tempfile.TemporaryDirectory() as folder:
+        figures = compare(Path(folder), arguments)
+    print(json.dumps(figures))
 
 
 if __name__ == '__main__':

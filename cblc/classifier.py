@@ -93,11 +93,9 @@ class Classifier:
             some = as_crops(crops[rows], self.size).transpose(0, 3, 1, 2)
             return _shown(np.ascontiguousarray(some, dtype=np.float32), way)
 
-        outputs = []
-        for way in _WAYS[:self.views]:
-            read_way = partial(read, way=way)
-            outputs += run_batches(self.engine, len(crops), read_way, batch, 'classifying', progress)
-        return np.mean(outputs, 0)
+        views = [partial(read, way=way) for way in _WAYS[:self.views]]
+        label = 'classifying'
+        return np.mean([run_batches(self.engine, len(crops), v, batch, label, progress)[0] for v in views], 0)
 
     def appearance_probabilities(
         self,
@@ -442,8 +440,9 @@ def _check_leaves(bundle, leaves, vocabulary):
 def load_classifier(
     bundle=None,       # a bundle's folder; None: the one that came with the package
     backend='auto',    # see `cblc.core.engine.open_engine`
-    threads=None,      # of the processor; None: all
-    vocabulary=None,   # the vocabulary it must have been trained with; None: any labels
+    threads=None,      # None: all cores
+    vocabulary=None,   # that it must have been trained with; None: any labels
+    precision='f32',   # 'bf16': faster, a little different
 ) -> Classifier:       # InputError where it isn't a classifier's bundle, or one of other labels
     "Read a classifier from a bundle; PyTorch runs nothing of it"
     bundle = read_bundle(bundle or shipped('classifier'), 'classifier')
@@ -453,7 +452,7 @@ def load_classifier(
     weight, appearance = settings.get('look', 0.), None
     if weight:
         appearance = Appearance.from_bytes(bundle.file('appearance.safetensors').read_bytes())
-    engine = open_engine(bundle.file('model.onnx'), backend, threads)
+    engine = open_engine(bundle.file('model.onnx'), backend, threads, precision, streams=None)
     return Classifier(
         leaves, meta['input']['size'], engine, meta['temperature'],
         threshold=meta.get('thresholds', {}).get('cblc', .5),

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import shapely
-from shapely import affinity
 from .core.bundle import Bundle, read_bundle, shipped
-from .core.engine import open_engine, progress_bar
-from .core.images import BadImage, check_rgb, image_size, read_image
+from .core.engine import in_threads, open_engine, progress_bar
+from .core.images import BadImage, check_rgb, image_size, keep_pictures, read_image, shrink
+from .core.rings import ring_area, zero_rings
 from .core.slides import pixel_sizes, tile_starts
 
 # %% ../nbs/01_segmentation.ipynb #c020
@@ -24,7 +24,8 @@ class SegmentSettings:
     conf: float = .25         # least detection score
     iou: float = .5           # box IoU above which the weaker of two detections goes
     share: float = .6         # mask overlap over the smaller area, above which the weaker goes
-    tile: int = 640           # px of the network, largest side run in one piece
+    piece: int = 1280         # px of the network, largest side run in one piece
+    tile: int = 640           # px of the network, side of a tile of a larger picture
     overlap: int = 160        # px of the network, shared by neighboring tiles: wider than a cell
     diameter: float = 80      # px of the network, to which the typical cell is brought
     min_diameter: float = 20  # px of the network, smaller finds are debris
@@ -61,34 +62,62 @@ def plot_contours(
 _STRIDE = 4  # network px a px of a prototype mask
 
 
+def _windows_of(corners, shape):
+    "Give the part of the prototypes under each box (x, y, width, height), with a border: y0, y1, x0, x1"
+    low, high = corners[:, :2]/_STRIDE, (corners[:, :2] + corners[:, 2:])/_STRIDE
+    limits = np.array(shape[1::-1]) - 1
+    x0, y0 = (np.floor(low).astype(int) - 2).clip(0, limits).T
+    x1, y1 = (np.ceil(high).astype(int) + 2).clip(0, limits).T
+    return np.stack([y0, y1 + 1, x0, x1 + 1], 1)
+
+
 def _box_logits(weights, protos, corners):
-    "Weigh the prototypes for each find; outside its box (x, y, width, height) a find has nothing"
-    logits = np.tensordot(weights, protos, 1)
-    rows, columns = np.arange(protos.shape[1])[:, None], np.arange(protos.shape[2])
+    "Weigh the prototypes for each find: its window (y0, y1, x0, x1), and -1 outside its box"
+    logits, windows = [], _windows_of(corners, protos.shape[1:])
     low = np.floor(corners[:, :2]/_STRIDE) - 1
     high = np.ceil((corners[:, :2] + corners[:, 2:])/_STRIDE) + 1
-    for logit, (x0, y0), (x1, y1) in zip(logits, low, high):
-        logit[(columns < x0) | (columns > x1) | (rows < y0) | (rows > y1)] = -1.
-    return logits
+    for weight, (y0, y1, x0, x1), (left, top), (right, bottom) in zip(weights, windows, low, high):
+        logit = np.tensordot(weight, protos[:, y0:y1, x0:x1], 1)
+        rows, columns = np.arange(y0, y1), np.arange(x0, x1)
+        logit[(rows < top) | (rows > bottom)] = -1.
+        logit[:, (columns < left) | (columns > right)] = -1.
+        logits.append(logit)
+    return logits, windows
 
 
-def _one_cell_a_pixel(logits, share):
-    "Drop finds that lie on a better one, and give ground claimed twice to the find that claims it more"
-    masks, kept = logits > 0, []
-    area = masks.sum((1, 2))
+def _shared_area(mask, window, other, other_window):
+    "Count the pixels that two masks share, each in its window"
+    y0, x0 = np.maximum(window[::2], other_window[::2])
+    y1, x1 = np.minimum(window[1::2], other_window[1::2])
+    if y1 <= y0 or x1 <= x0:
+        return 0
+    part = mask[y0 - window[0]:y1 - window[0], x0 - window[2]:x1 - window[2]]
+    other_part = other[y0 - other_window[0]:y1 - other_window[0], x0 - other_window[2]:x1 - other_window[2]]
+    return np.count_nonzero(part & other_part)
+
+
+def _distinct(logits, windows, share):
+    "Number the finds that claim anything and do not lie on a better one"
+    masks, kept = [logit > 0 for logit in logits], []
+    area = [np.count_nonzero(mask) for mask in masks]
     for i, mask in enumerate(masks):
-        is_double = any((mask & masks[j]).sum() > share*min(area[i], area[j]) for j in kept)
+        is_double = any(_shared_area(mask, windows[i], masks[j], windows[j]) > share*min(area[i], area[j])
+                        for j in kept)
         if area[i] and not is_double:
             kept.append(i)
-    parted = np.full_like(logits, -1.)
-    if not kept:
-        return parted
-    claims = np.clip(logits[kept], 0, None)
-    strongest = claims.max(0)
-    second = np.partition(claims, -2, axis=0)[-2] if len(kept) > 1 else np.zeros_like(strongest)
-    for i, claim in zip(kept, claims):
-        parted[i] = logits[i] - np.where(claim == strongest, second, strongest)
-    return parted
+    return kept
+
+
+def _one_cell_a_pixel(logits, windows, shape):
+    "Give ground claimed twice to the find that claims it more: logits in the same windows"
+    strongest, second = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    parts = [(slice(y0, y1), slice(x0, x1)) for y0, y1, x0, x1 in windows]
+    claims = [np.clip(logit, 0, None) for logit in logits]
+    for part, claim in zip(parts, claims):
+        second[part] = np.maximum(second[part], np.minimum(claim, strongest[part]))
+        strongest[part] = np.maximum(strongest[part], claim)
+    return [logit - np.where(claim == strongest[part], second[part], strongest[part])
+            for part, claim, logit in zip(parts, claims, logits)]
 
 # %% ../nbs/01_segmentation.ipynb #n013
 def _largest_ring(geometry):
@@ -97,43 +126,45 @@ def _largest_ring(geometry):
     return shapely.Polygon(max(parts, key=lambda part: part.area).exterior)
 
 
-def _contour(logit):
-    "Follow the outline of one find in network px, or None where it is empty"
-    from skimage.measure import find_contours
-    if not (logit > 0).any():
-        return None
-    rows, columns = np.nonzero(logit > 0)
-    y0, x0 = max(rows.min() - 1, 0), max(columns.min() - 1, 0)
-    window = np.pad(logit[y0:rows.max() + 2, x0:columns.max() + 2], 1, constant_values=-1.)
-    rings = [ring for ring in find_contours(window, 0.) if len(ring) > 3]
-    outlines = [shapely.Polygon(_STRIDE*(ring[:, ::-1] - 1 + (x0, y0) + .5)) for ring in rings]
-    parts = [part for outline in outlines for part in shapely.get_parts(shapely.make_valid(outline))]
-    parts = [part for part in parts if part.geom_type == 'Polygon']
-    return _largest_ring(max(parts, key=lambda part: part.area)).simplify(.25) if parts else None
+def _outlines(logits, windows):
+    "Follow the largest outline of each find in network px; None where it is empty"
+    height, width = (windows[:, 1::2] - windows[:, ::2]).max(0) + 2
+    maps = np.full((len(logits), height, width), -1.)
+    for own, logit in zip(maps, logits):
+        own[1:1 + logit.shape[0], 1:1 + logit.shape[1]] = logit
+    rings = [max(own, key=lambda ring: abs(ring_area(ring)), default=None) for own in zero_rings(maps)]
+    polygons = np.full(len(rings), None, object)
+    for k, (ring, (y0, _, x0, _)) in enumerate(zip(rings, windows)):
+        if ring is not None:
+            polygons[k] = shapely.Polygon(_STRIDE*(ring + (x0 - .5, y0 - .5)))
+    for k in np.flatnonzero(shapely.is_geometry(polygons) & ~shapely.is_valid(polygons)):
+        polygons[k] = _largest_ring(shapely.make_valid(polygons[k]))
+    return shapely.simplify(polygons, .25)
 
 
 def decode(
     output,       # 37 x anchors: x, y, width, height (network px), score, 32 coefficients
     protos,       # 32 x H/4 x W/4 prototype masks
     settings: SegmentSettings = SegmentSettings(),  # what counts as a find
-) -> tuple:       # polygons in network px and their scores, best first
+) -> tuple:       # polygons in network px (an array) and their scores, best first
     "Turn one picture's network output into contours"
     import cv2
+    nothing = np.empty(0, object), np.empty(0)
     confident = output[4] >= settings.conf
     if not confident.any():
-        return [], np.empty(0)
+        return nothing
     boxes, scores, weights = output[:4, confident].T, output[4, confident], output[5:, confident].T
     corners = np.c_[boxes[:, :2] - boxes[:, 2:]/2, boxes[:, 2:]]
     best = cv2.dnn.NMSBoxes(corners.tolist(), scores.tolist(), settings.conf, settings.iou)
     best = np.asarray(best).ravel()
-    logits = _one_cell_a_pixel(_box_logits(weights[best], protos, corners[best]), settings.share)
-    polygons, kept = [], []
-    for logit, score in zip(logits, scores[best]):
-        polygon = _contour(logit)
-        if polygon is not None and equivalent_diameter([polygon])[0] >= settings.min_diameter:
-            polygons.append(polygon)
-            kept.append(score)
-    return polygons, np.array(kept)
+    logits, windows = _box_logits(weights[best], protos, corners[best])
+    kept = _distinct(logits, windows, settings.share)
+    if not kept:
+        return nothing
+    parted = _one_cell_a_pixel([logits[i] for i in kept], windows[kept], protos.shape[1:])
+    polygons = _outlines(parted, windows[kept])
+    is_cell = equivalent_diameter(polygons) >= settings.min_diameter
+    return polygons[is_cell], scores[best][kept][is_cell]
 
 # %% ../nbs/01_segmentation.ipynb #c024
 def _touches_seam(polygon, x, y, tile, shape, slack=4):
@@ -146,15 +177,25 @@ def _touches_seam(polygon, x, y, tile, shape, slack=4):
     return at_left or at_top or at_right or at_bottom
 
 
+def _most_shared(polygons, tree):
+    "Give the largest share of a find, of the smaller of two, that another one covers, too"
+    i, j = tree.query(polygons, predicate='intersects')
+    i, j = i[i < j], j[i < j]
+    common = shapely.area(shapely.intersection(polygons[i], polygons[j]))
+    area = shapely.area(polygons)
+    return (common/np.minimum(area[i], area[j])).max(initial=0)
+
+
 def merge_finds(
     finds: pd.DataFrame,  # polygon (px of the picture), score, tile (its number), cut (touches a seam)
     share: float = .5,    # overlap over the smaller area that makes two finds the same cell
 ) -> pd.DataFrame:        # polygon, score
     "Keep one contour a cell over all tiles"
     polygons, scores, tiles, cut = (finds[c].to_numpy() for c in ('polygon', 'score', 'tile', 'cut'))
-    kept = {}
-    tree = shapely.STRtree(polygons)
-    for i in sorted(range(len(finds)), key=lambda i: (cut[i], -scores[i])):
+    kept, tree, order = {}, shapely.STRtree(polygons), np.lexsort((-scores, cut))
+    if _most_shared(polygons, tree) <= share/2:
+        return finds[['polygon', 'score']].iloc[order].reset_index(drop=True)
+    for i in order:
         polygon, common = polygons[i], {}
         for j in tree.query(polygon):
             if j in kept:
@@ -183,8 +224,9 @@ def _resize(image, scale):
     "Resize a picture, to at least 32 px a side"
     import cv2
     height, width = (max(32, round(side*scale)) for side in image.shape[:2])
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return cv2.resize(image, (width, height), interpolation=way)
+    if height <= image.shape[0] and width <= image.shape[1]:
+        return shrink(image, (width, height))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
 def _padded(tile):
@@ -205,27 +247,51 @@ def _windows(image, side=2048, n=6):
     return [image[y:y+side, x:x+side] for y, x in (corners[i] for i in chosen)]
 
 # %% ../nbs/01_segmentation.ipynb #n020
-def _find_in_tile(engine, settings, tile):
-    "Run the network on one tile: polygons in its px, scores"
-    batch = _padded(tile).transpose(2, 0, 1)[None]
-    output, protos = engine(np.ascontiguousarray(batch, dtype=np.float32)/255)
-    return decode(output[0], protos[0], settings)
+def _as_batch(tile):
+    "Bring a tile of bytes to what the network takes: 1 x 3 x H x W, 0 to 1"
+    batch = np.empty((1, 3, *tile.shape[:2]), np.float32)
+    for channel in range(3):
+        np.divide(tile[..., channel], np.float32(255), out=batch[0, channel])
+    return batch
+
+
+def _tile_places(shape, settings):
+    "List where the tiles of a resized picture begin (y, x), and their side"
+    if max(shape[:2]) <= settings.piece:
+        return [(0, 0)], settings.piece
+    starts_y, starts_x = (tile_starts(side, settings.tile, settings.overlap) for side in shape[:2])
+    return [(y, x) for y in starts_y for x in starts_x], settings.tile
+
+
+def _find_in_tiles(engine, settings, resized):
+    "Run the network tile by tile: polygon (px of the resized picture), score, tile, cut"
+    places, side = _tile_places(resized.shape, settings)
+
+    def find(place):
+        y, x = place
+        output, protos = engine(_as_batch(_padded(resized[y:y+side, x:x+side])))
+        polygons, scores = decode(output[0], protos[0], settings)
+        return shapely.transform(polygons, lambda corners: corners + (x, y)), scores
+    found = list(in_threads(find, places, engine.streams))
+    polygons, scores = (np.concatenate(parts) for parts in zip(*found))
+    tile = np.repeat(np.arange(len(places)), [len(own) for own, _ in found])
+    corners = [places[k][::-1] for k in tile]
+    cut = [_touches_seam(polygon, *corner, side, resized.shape) for polygon, corner in zip(polygons, corners)]
+    columns = dict(polygon=pd.Series(polygons, dtype=object), score=scores, tile=tile)
+    return pd.DataFrame(columns).assign(cut=np.array(cut, bool))
 
 
 def _find_at_scale(engine, settings, image, scale):
     "Find cells at one scale (network px a image px): polygon in image px, score"
-    resized, tile, rows = _resize(image, scale), settings.tile, []
-    starts_y, starts_x = (tile_starts(side, tile, settings.overlap) for side in resized.shape[:2])
-    for k, (y, x) in enumerate((y, x) for y in starts_y for x in starts_x):
-        for polygon, score in zip(*_find_in_tile(engine, settings, resized[y:y+tile, x:x+tile])):
-            moved = affinity.translate(polygon, x, y)
-            rows.append((moved, score, k, _touches_seam(moved, x, y, tile, resized.shape)))
-    finds = merge_finds(pd.DataFrame(rows, columns=['polygon', 'score', 'tile', 'cut']))
+    resized = _resize(image, scale)
+    finds = merge_finds(_find_in_tiles(engine, settings, resized))
     height, width = image.shape[:2]
-    zoom_y, zoom_x = height/resized.shape[0], width/resized.shape[1]
-    frame = shapely.box(0, 0, width, height)
-    full = [affinity.scale(g, zoom_x, zoom_y, origin=(0, 0)).intersection(frame) for g in finds.polygon]
-    is_cell = np.array([g.geom_type == 'Polygon' and g.area > 0 for g in full], bool)
+    zoom = np.divide((width, height), resized.shape[1::-1])
+    full = shapely.transform(finds.polygon.to_numpy(object), lambda corners: corners*zoom)
+    frame, bounds = shapely.box(0, 0, width, height), shapely.bounds(full).reshape(-1, 4)
+    beyond = (bounds[:, :2] < 0).any(1) | (bounds[:, 2:] > (width, height)).any(1)
+    full[beyond] = shapely.intersection(full[beyond], frame)
+    is_cell = (shapely.get_type_id(full) == shapely.GeometryType.POLYGON) & (shapely.area(full) > 0)
     finds = finds.assign(polygon=pd.Series(full, dtype=object))
     return finds[is_cell].reset_index(drop=True)
 
@@ -239,9 +305,11 @@ class Segmenter:
         settings: SegmentSettings = SegmentSettings(),  # how cells are found
         backend: str = 'auto',                          # see `cblc.core.engine.open_engine`
         threads: int = None,                            # None: all cores
+        precision: str = 'f32',                         # 'bf16': faster, contours a little different
     ):
         self.bundle, self.settings = bundle, settings
-        self.engine = open_engine(bundle.file('model.onnx'), backend, threads)
+        graph = bundle.file('model.onnx')
+        self.engine = open_engine(graph, backend, threads, precision, streams=None)
 
     @classmethod
     def load(
@@ -250,10 +318,11 @@ class Segmenter:
         settings: SegmentSettings = None,  # None: the usual ones
         backend: str = 'auto',             # see `cblc.core.engine.open_engine`
         threads: int = None,               # None: all cores
+        precision: str = 'f32',            # 'bf16': faster, contours a little different
     ):
         "Open a segmenter bundle; InputError where it is none"
         opened = read_bundle(bundle or shipped('segmenter'), 'segmenter')
-        return cls(opened, settings or SegmentSettings(), backend, threads)
+        return cls(opened, settings or SegmentSettings(), backend, threads, precision)
 
     def _find(self, image, scale):
         "Find cells at one scale"
@@ -298,7 +367,9 @@ def shared_scale(
     is_cell=None,             # tells which finds are measured, see `Segmenter.scale`
 ) -> float:                   # network px a image px; NaN where no cell was seen
     "Estimate one scale for pictures of one microscope: the median over them"
-    scales = np.array([segmenter.scale(image, um_per_px, is_cell) for image in images], float)
+    def estimate(image):
+        return segmenter.scale(image, um_per_px, is_cell)
+    scales = np.array(list(in_threads(estimate, images, segmenter.engine.streams)), float)
     scales = scales[np.isfinite(scales)]
     return float(np.exp(np.median(np.log(scales)))) if len(scales) else np.nan
 
@@ -353,8 +424,12 @@ def is_whole(
 _KEYS = ['cell_id', 'image_id', 'patient_id', 'center', 'polygon', 'score', 'whole']
 
 
-def _cells_of_picture(row, image, segmenter, scale, is_cell):
-    "Find the cells of one picture, with their keys"
+def _cells_of_picture(row, segmenter, scale, is_cell):
+    "Find the cells of one picture, with their keys; or a line that says why it cannot be read"
+    try:
+        image = read_image(row.path)
+    except BadImage as error:
+        return str(error)
     found = segmenter.predict(image, scale=scale if np.isfinite(scale) else None)
     if is_cell:
         found['has_nucleus'] = is_cell(image, list(found.polygon))
@@ -373,15 +448,14 @@ def segment_images(
 ) -> tuple:                  # cells table with polygon, score and all keys; problems, a line each
     "Find the cells of all images; unreadable ones are named, not fatal"
     images = images.assign(**{c: images.get(c, '') for c in ('patient_id', 'center')})
-    scales = _scales(images, segmenter, pixel_sizes(images, um_per_px), is_cell)
-    keys, tables, problems = [*_KEYS, *(['has_nucleus'] if is_cell else [])], [], []
-    for row in progress_bar(images.itertuples(), 'finding cells', len(images), progress):
-        try:
-            image = read_image(row.path)
-        except BadImage as error:
-            problems.append(str(error))
-            continue
-        scale = scales.get(row.image_id, np.nan)
-        tables.append(_cells_of_picture(row, image, segmenter, scale, is_cell))
+    keys = [*_KEYS, *(['has_nucleus'] if is_cell else [])]
+    with keep_pictures():
+        scales = _scales(images, segmenter, pixel_sizes(images, um_per_px), is_cell)
+
+        def find(row):
+            return _cells_of_picture(row, segmenter, scales.get(row.image_id, np.nan), is_cell)
+        found = in_threads(find, images.itertuples(), segmenter.engine.streams)
+        found = list(progress_bar(found, 'finding cells', len(images), progress))
+    tables = [cells for cells in found if isinstance(cells, pd.DataFrame)]
     cells = pd.concat(tables, ignore_index=True)[keys] if tables else pd.DataFrame(columns=keys)
-    return cells, problems
+    return cells, [line for line in found if isinstance(line, str)]

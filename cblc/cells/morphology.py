@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import shapely
 from skimage.filters import threshold_otsu
-from skimage.measure import label, perimeter_crofton
+from skimage.measure import label
 from .crops import CropSettings, check_inside, crop_cells, ground_color
 from .nucleus import has_nucleus
 from ..core.contours import mask_to_polygon, polygon_to_mask
@@ -38,6 +38,19 @@ def _fill(polygon):
     return x, y, polygon_to_mask(moved, (int(np.ceil(bottom)) - y, int(np.ceil(right)) - x))
 
 
+# length of the boundary in each of the 16 ways in which 2 x 2 pixels can be filled, in four directions:
+# scikit-image's `perimeter_crofton`, after G. Lehmann and D. Legland, Insight Journal 2012
+_CROFTON = np.pi/4*np.array([0, 1 + .5**.5, .5**.5, 2**.5, 0, 1 + .5**.5, 0, .5**.5,
+                             1, 2, .5**.5, .5**.5, 1, 2, 0, 0])
+
+
+def _perimeter(mask):
+    "Measure the perimeter of a filled cell"
+    framed = np.pad(mask.view(np.uint8), 1)
+    ways = framed[1:, 1:] + 2*framed[:-1, 1:] + 4*framed[1:, :-1] + 8*framed[:-1, :-1]
+    return _CROFTON @ np.bincount(ways.ravel(), minlength=16)
+
+
 def _shape(mask):
     "Measure area, Crofton perimeter and eccentricity of a filled cell, as scikit-image's regionprops does"
     moments = cv2.moments(mask.view(np.uint8), binaryImage=True)
@@ -47,7 +60,7 @@ def _shape(mask):
     pixel = 1/12                                             # a pixel has an extent of its own
     xx, yy, xy = moments['mu20']/area + pixel, moments['mu02']/area + pixel, moments['mu11']/area
     root = np.hypot(xx - yy, 2*xy)
-    return area, perimeter_crofton(mask), np.sqrt(2*root/(xx + yy + root))
+    return area, _perimeter(mask), np.sqrt(2*root/(xx + yy + root))
 
 
 def _circularity(area, perimeter):
@@ -63,14 +76,15 @@ def _visible(image, x, y, mask):
     return image[y+top:y+top+height, x+left:x+left+width], mask
 
 
-def _color(pixels):
-    "Measure normalized entropy of gray levels, mean and sd of red, green, blue"
-    if not len(pixels):
+def _color(pixels, mask):
+    "Measure normalized entropy of gray levels, mean and sd of red, green, blue of the pixels in a mask"
+    if not mask.any():
         return [np.nan]*7
-    gray = cv2.cvtColor(pixels[None], cv2.COLOR_RGB2GRAY).ravel()
-    share = np.bincount(gray, minlength=256)/len(gray)
-    share = share[share > 0]
-    mean, sd = cv2.meanStdDev(pixels[None])
+    mask = np.ascontiguousarray(mask).view(np.uint8)
+    gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    counts = cv2.calcHist([gray], [0], mask, [256], [0, 256]).ravel().astype(float)
+    share = counts[counts > 0]/counts.sum()
+    mean, sd = cv2.meanStdDev(pixels, mask=mask)
     return [(share*np.log2(1/share)).sum()/8, *mean.ravel(), *sd.ravel()]
 
 # %% ../../nbs/cells/01_morphology.ipynb #c028
@@ -206,7 +220,7 @@ def _stained_ratios(visible, ground):
 
 def _measure(filled, visible):
     "Measure shape and color of every cell"
-    rows = [[*_shape(cell[2]), *_color(pixels[mask])] for cell, (pixels, mask) in zip(filled, visible)]
+    rows = [[*_shape(cell[2]), *_color(pixels, mask)] for cell, (pixels, mask) in zip(filled, visible)]
     return pd.DataFrame(np.array(rows, float).reshape(-1, len(_MEASURED)), columns=_MEASURED)
 
 # %% ../../nbs/cells/01_morphology.ipynb #n014

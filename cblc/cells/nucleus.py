@@ -9,7 +9,7 @@ __all__ = ['LEAST_CONTRAST', 'nuclear_contrast', 'has_nucleus']
 import cv2
 import numpy as np
 from .crops import ground_color
-from ..core.images import check_rgb
+from ..core.images import check_rgb, shrink
 from ..segmentation import equivalent_diameter
 
 # %% ../../nbs/cells/07_nucleus.ipynb #n006
@@ -26,7 +26,7 @@ def _densities(image, polygons):
     factor = max(factor, 8/min(image.shape[:2]))
     small = image
     if factor < 1:
-        small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        small = shrink(image, tuple(max(1, round(side*factor)) for side in image.shape[1::-1]))
     glass = ground_color(image, polygons).astype(np.float32)
     density = -np.log((small.astype(np.float32) + 1)/(glass + 1))
     return cv2.GaussianBlur(density, (0, 0), 1), np.divide(small.shape[1::-1], image.shape[1::-1])
@@ -44,6 +44,15 @@ def _masks(polygons, zoom, shape):
         yield (slice(top, bottom), slice(left, right)), mask > 0
 
 
+def _upper_tenth(values):
+    "Give the 0.9 quantile of some numbers"
+    place = .9*(len(values) - 1)
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    ordered = np.partition(values, (low, high))
+    return ordered[low] + (place - low)*(ordered[high] - ordered[low])
+
+
 def nuclear_contrast(
     image,           # H x W x 3 uint8
     polygons,        # contours of all finds of the picture, px
@@ -58,7 +67,7 @@ def nuclear_contrast(
     for window, mask in _masks(polygons, zoom, density.shape[:2]):
         covered[window] |= mask
         values = density[window][mask] if mask.any() else density[window].reshape(-1, 3)
-        darkest.append(np.quantile(values[:, :2], .9, axis=0))
+        darkest.append([_upper_tenth(values[:, channel]) for channel in (0, 1)])
     outside = density[cv2.dilate(covered, np.ones((3, 3), np.uint8)) == 0]
     stained = outside[outside.mean(1) > _STAINED]
     ground = np.median(stained[:, :2], axis=0) if len(stained) >= _LEAST_GROUND else np.zeros(2)
@@ -73,10 +82,11 @@ def _evenness(image, polygon):
     left, top, right, bottom = (int(side) for side in polygon.bounds)
     left, top = max(left, 0), max(top, 0)
     window = np.ascontiguousarray(image[top:bottom + 1, left:right + 1])
+    if not window.size:
+        return 0.
     mask = np.zeros(window.shape[:2], np.uint8)
     cv2.fillPoly(mask, [np.int32(np.asarray(polygon.exterior.coords) - (left, top))], 1)
-    colors = window[mask > 0].astype(np.int32) >> 3
-    codes = colors @ np.array([1024, 32, 1])
+    codes = cv2.cvtColor(window, cv2.COLOR_RGB2BGR555).view(np.uint16)[..., 0][mask > 0]    # 5 bits a channel
     return np.bincount(codes).max()/len(codes) if len(codes) else 0.
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MIN_SIDE', 'MAX_PIXELS', 'FIELD_MARK', 'BadImage', 'is_litter', 'warn_passed_over', 'passed_over',
-           'image_paths', 'any_size', 'image_pages', 'image_size', 'read_image', 'check_rgb']
+           'image_paths', 'any_size', 'image_pages', 'image_size', 'shrink', 'keep_pictures', 'read_image', 'check_rgb']
 
 # %% ../../nbs/core/01_images.ipynb #c002
 import threading
@@ -305,6 +305,23 @@ def _deep_to_image(values, path):
     alpha = (values[..., 3] >> 8).astype(np.uint8)
     return Image.fromarray(np.dstack([color, alpha]))
 
+# %% ../../nbs/core/01_images.ipynb #bdbdf868
+def shrink(
+    image,           # H x W or H x W x 3 uint8
+    size: tuple,     # width and height wanted, px; not larger than the picture's, or InputError
+) -> np.ndarray:     # of that size
+    "Shrink a picture by averaging areas"
+    import cv2
+    if image.shape[1] < size[0] or image.shape[0] < size[1] or min(size) < 1:
+        problem = f'{image.shape[1]} x {image.shape[0]} px cannot be shrunk to {size[0]} x {size[1]}'
+        raise InputError(problem, 'give a smaller size of at least 1 px')
+    while image.shape[1] >= 2*size[0] and image.shape[0] >= 2*size[1]:
+        even = image[:image.shape[0]//2*2, :image.shape[1]//2*2]
+        image = cv2.resize(even, (even.shape[1]//2, even.shape[0]//2), interpolation=cv2.INTER_AREA)
+    if image.shape[1::-1] == tuple(size):
+        return image
+    return cv2.resize(image, tuple(size), interpolation=cv2.INTER_AREA)
+
 # %% ../../nbs/core/01_images.ipynb #c046
 def _open_any(path):
     "Open a picture by Pillow, or a TIFF that Pillow does not know by OpenCV"
@@ -334,11 +351,56 @@ def _decode(image, path):
 _FETCH_AGAIN = 'fetch the original file again'
 FIELD_MARK = 'a field that cblc cut from a slide'    # comment of such a PNG; seams in it are no damage
 
+_kept = dict(n_users=0, pictures={}, free=0)
+_KEPT_BYTES = 2**28     # of decoded pictures: 27 fields of 2040 x 1536 px
+
+def _kept_key(path):
+    "Tell one state of a file from others; None where there is no such file"
+    file = split_page(path)[0]
+    if not file.is_file():
+        return None
+    state = file.stat()
+    return str(path.absolute()), state.st_mtime_ns, state.st_size
+
+def _keep(key, pixels):
+    "Keep a decoded picture where there is room, and give it as what nobody may write to"
+    pixels.flags.writeable = False
+    with _lock:
+        if _kept['n_users'] and key not in _kept['pictures'] and pixels.nbytes <= _kept['free']:
+            _kept['pictures'][key] = pixels
+            _kept['free'] -= pixels.nbytes
+    return pixels
+
+@contextmanager
+def keep_pictures(
+    most: int = _KEPT_BYTES,    # bytes of decoded pictures; those that find no room are read again
+):
+    "Decode no picture twice inside: `read_image` gives the same array again, read-only"
+    with _lock:
+        if not _kept['n_users']:
+            _kept.update(pictures={}, free=most)
+        _kept['n_users'] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _kept['n_users'] -= 1
+            if not _kept['n_users']:
+                _kept.update(pictures={}, free=0)
+
 def read_image(
     path,           # an image file: JPEG, PNG, TIFF, BMP; or a page of a TIFF, `fields.tif#2`
 ) -> np.ndarray:    # height x width x 3, uint8, RGB, upright; BadImage names what cannot be trusted
     "Read a picture as 8-bit RGB, and refuse one that is broken"
     path = Path(path)
+    key = _kept_key(path) if _kept['n_users'] else None
+    if key in _kept['pictures']:
+        return _kept['pictures'][key]
+    pixels = _read(path)
+    return _keep(key, pixels) if key else pixels
+
+def _read(path):
+    "Decode a picture and judge what came out"
     with any_size():
         image, stream = _open_any(path), None
         size = image.size

@@ -20,7 +20,7 @@ from ..cells.stain import measure_stain
 from ..core.engine import progress_bar
 from ..core.errors import InputError
 from ..core.measures import label_text
-from ..core.images import read_image
+from ..core.images import keep_pictures, read_image
 from ..data import VOCABULARY, Vocabulary
 from .frozen import Frozen, NaiveBaselines
 from ..matching import match_cells
@@ -160,9 +160,10 @@ def classify_images(
     adapt=False,         # let a classifier measure its normalization again on these crops
 ) -> tuple:              # cells table, crops (n x size x size x 3, same order), problems (a line each)
     "Walk from images to a classified cells table"
-    found, problems = _find_placed(images, segmenter, expert, um_per_px, progress, find)
     settings = crop_settings or own_crop_settings(classifier)
-    crops, measured = crops_of_cohort(images, found, settings, progress, um_per_px)
+    with keep_pictures():
+        found, problems = _find_placed(images, segmenter, expert, um_per_px, progress, find)
+        crops, measured = crops_of_cohort(images, found, settings, progress, um_per_px)
     named = _name_finds(classifier, measured, crops, adapt)
     new = [table[[column for column in table if column not in found]] for table in (measured, named)]
     finds, words = pd.concat([found, *new], axis=1), getattr(classifier, 'vocabulary', None)
