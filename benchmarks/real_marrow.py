@@ -93,6 +93,8 @@ def train(cells, plain, arguments):
     from cblc.data import VOCABULARY
     from cblc.learn.settings import fit_settings
     made = recipe()
+    if not plain:
+        cells = made.marrow_in_front(made.in_collages(made.in_real_colors(cells), arguments.per_class//4))
     parts = {part: cells.take((cells.table.part == part).to_numpy()) for part in ('train', 'valid')}
     settings = fit_settings(**made.SETTINGS | dict(epochs=arguments.epochs, threads=arguments.workers))
     if plain:
