@@ -257,29 +257,36 @@ def _judge_outside(study):
     return problems
 
 # %% ../nbs/06_study.ipynb #n018
+def _pooled(folders):
+    "Read the patients and the cells of all centers, each with the name of its center"
+    patients = [read_csv(path / 'patients.csv', dtype={'patient_id': str}).assign(center=center)
+                for center, path in folders.items()]
+    cells = [read_cells(path / 'cells.parquet').assign(center=center) for center, path in folders.items()]
+    return pd.concat(patients, ignore_index=True), pd.concat(cells, ignore_index=True)
+
+
 def _report(study, failed):
     "Write the study's table and page"
     from cblc.external import PAGE
     from cblc.hospital.summary import read_centers, study_table
     from cblc.pages.study import study_report
+    from cblc.pages.study_patients import study_background
     folder, external = study.path('external'), centers_with(study.cohort, 'external')
     done = [center for center in ['internal', *external]
             if (folder / safe_name(center) / MANIFEST).is_file() and center not in failed]
     write_csv(study_table(folder, done), study.path('study_table.csv'))
     folders = {center: folder / safe_name(center) for center in done}
-    cells = [read_cells(path / 'cells.parquet').assign(center=center) for center, path in folders.items()]
-    patients = [
-        read_csv(path / 'patients.csv', dtype={'patient_id': str}).assign(center=center)
-        for center, path in folders.items()]
+    patients, cells = _pooled(folders)
+    judged = patients[patients.center.isin(external)] if external else patients
+    background = study_background(study.cohort, judged, cells)
     bundle = read_bundle(study.path('bundle'))
     problems = json.loads(study.path('problems.json').read_text())
     return study_report(
-        read_centers(folder, done), pd.concat(patients, ignore_index=True),
-        pd.concat(cells, ignore_index=True), bundle.meta, bundle.id, study.path('report.html'),
+        read_centers(folder, done), patients, cells, bundle.meta, bundle.id, study.path('report.html'),
         f'Study of {study.cohort.name}',
         {center: f'external/{quote(safe_name(center))}/{PAGE}' for center in external if center in done},
         [*problems, *(f'{center}: failed, {line}' for center, line in failed.items())],
-        vocabulary=study.cohort.vocabulary)
+        background, vocabulary=study.cohort.vocabulary)
 
 
 def _cohort_fingerprint(cohort):

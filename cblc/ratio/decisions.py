@@ -149,9 +149,11 @@ def decision_curve(
     everybody = share - weight*(1 - share)
     return pd.DataFrame(dict(threshold=thresholds, model=model, everybody=everybody, nobody=0.))
 
-def plot_decision(curve: pd.DataFrame,  # from `decision_curve`
+def plot_decision(
+    curve: pd.DataFrame,  # from `decision_curve`
     n: int = None,        # patients, for the title
     ax=None,              # matplotlib axes; None: new ones
+    prevalence: float = None,  # of AML that the curve was made for, 0-1, for the title; None: these patients'
 ):                        # the axes
     "Plot net benefit of the model, of working up everybody, and of nobody"
     ax = axes_for(ax, (3.8, 3))
@@ -160,6 +162,7 @@ def plot_decision(curve: pd.DataFrame,  # from `decision_curve`
         ax.plot(100*curve.threshold, curve[key], color=color, lw=1.6 if key == 'model' else 1, label=label)
     top = max(.05, curve[['model', 'everybody']].max().max())
     ax.set(xlabel='threshold probability of AML, %', ylabel='net benefit', ylim=(-.25*top, 1.1*top))
-    ax.set_title('' if n is None else f'n={n}', fontsize=9)
+    stated = [] if prevalence is None else [f'where {100*prevalence:.0f} % have AML']
+    ax.set_title(', '.join([*([] if n is None else [f'n={n}']), *stated]), fontsize=9)
     ax.legend(frameon=False, fontsize=8, title='work up', title_fontsize=8)
     return ax

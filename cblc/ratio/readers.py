@@ -64,7 +64,8 @@ def _kappa_of(counts, n_one, weights, level):
     if max(counts.sum(0).max(), counts.sum(1).max()) == n and np.trace(counts) == n:
         return Kappa(n, n_one, agreed)
     kinds = dict(none=None, linear='linear', quadratic='fc')
-    found, z = cohens_kappa(counts, wt=kinds[weights]), stats.norm.ppf((1 + level)/2)
+    with np.errstate(invalid='ignore', divide='ignore'):   # no variance where everybody says the same
+        found, z = cohens_kappa(counts, wt=kinds[weights]), stats.norm.ppf((1 + level)/2)
     if n < LEAST_CELLS or not found.var_kappa > 0:
         return Kappa(n, n_one, agreed, float(found.kappa))
     kappa, half = float(found.kappa), z*float(np.sqrt(found.var_kappa))
