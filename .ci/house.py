@@ -24,7 +24,7 @@ MOST_LINES, MOST_WIDTH, MOST_FUNCTION_LINES, MOST_FUNCTION_CHARACTERS = 400, 110
 NAMES = r'(?s)__all__ = \[.*?\]\n'
 FLOORS = [
     'core', 'data', 'sources', 'segmentation', 'matching', 'cells', 'learn', 'classifier', 'diffusion',
-    'patient', 'ratio', 'trust', 'hospital', 'external', 'pages', 'study', 'diagnose', 'tables', 'cli',
+    'patient', 'ratio', 'trust', 'hospital', 'external', 'pages', 'study', 'diagnose', 'batch', 'tables', 'cli',
 ]
 TABLE_START, TABLE_END = '<!-- rooms: written by .ci/house.py --table -->', '<!-- end of rooms -->'
 

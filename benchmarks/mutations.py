@@ -50,7 +50,7 @@ from cblc.core.images import image_pages, image_paths, image_size, read_image
 from cblc.core.listing import place_in, tomllib
 from cblc.core.run import Run
 from cblc.core.sheets import read_sheet
-from cblc.core.slides import slide_fields
+from cblc.core.survey import SurveySettings, slide_fields, survey_slide
 from cblc.data import VOCABULARY, Vocabulary, read_cohort
 from cblc.hospital.frozen import Frozen, NaiveBaselines
 from cblc.hospital.judge import CenterResult
@@ -281,8 +281,10 @@ def sum_centers(folder):
 
 
 def open_slide(folder):
-    "Cut fields out of a slide"
-    slide_fields(folder/'s.svs', folder/'out', size=128, n=2)
+    "Read fields of a slide"
+    survey = survey_slide(folder/'s.svs', SurveySettings(side=128))
+    for path in slide_fields(survey).path[:2]:
+        read_image(path)
 
 
 def open_cells(folder):

@@ -37,15 +37,47 @@ def _study(args):
     show_table(Path(args.out) / 'study_table.csv')
 
 
-def _diagnose(args):
-    "Diagnose one patient, and print what is urgent, the headline and the ratio"
-    from cblc.diagnose import diagnose
+def _request(args):
+    "Take from the command line what is known of a patient, and how pictures are read"
+    from cblc.cells.sample import SampleSettings
+    from cblc.diagnose import Request
     from cblc.patient import CountSettings
     from cblc.ratio.rules import Known
+    sample = SampleSettings()
+    if args.n_cells or args.fields:
+        sample = SampleSettings(args.n_cells, args.fields)
     settings = CountSettings(promyelocytic=args.promyelocytic, pure_erythroid=args.pure_erythroid)
-    summary = diagnose(args.images, args.out, args.model, args.segmenter, args.patient, force=args.force,
-                       single_cells=args.cells, known=Known(args.genetics, args.earlier), settings=settings,
-                       n_smears=args.smears, center=args.center)
+    return Request(Known(args.genetics, args.earlier), settings, args.smears, args.center, sample,
+                   args.um_per_px, args.single_cells)
+
+
+_OF_ONE = ('patient', 'smears', 'genetics', 'earlier')
+
+
+def _diagnose_many(args):
+    "Diagnose a batch, and say who comes first; 1 where no patient has a result"
+    from cblc.batch.walk import BatchPlan, run_batch
+    given = [f'--{name}' for name in _OF_ONE if getattr(args, name)]
+    if given:
+        raise InputError('is of one patient, and these are many', f'leave {" ".join(given)} out', given[0])
+    plan = BatchPlan(args.out, args.model, args.segmenter, _request(args), args.force)
+    table = run_batch(args.images[0], plan, args.jobs, args.engine, args.address)
+    for row in table[table.triage == 'urgent'].itertuples():
+        print(f'TODAY: {row.patient_id}: {row.why}')
+    print(DISCLAIMER)
+    return 1 if len(table) and (table.triage == 'failed').all() else 0
+
+
+def _diagnose(args):
+    "Diagnose one patient, and print what is urgent, the headline and the ratio; or a batch"
+    from cblc.batch.jobs import is_batch
+    from cblc.diagnose import diagnose
+    if is_batch(args.images):
+        return _diagnose_many(args)
+    request = _request(args)
+    about = {name: getattr(request, name) for name in request.__dataclass_fields__}
+    summary = diagnose(
+        args.images, args.out, args.model, args.segmenter, args.patient, force=args.force, **about)
     for flag in summary['flags']:
         if flag['urgent']:
             print(f'TODAY: {flag["text"]}')
@@ -54,6 +86,7 @@ def _diagnose(args):
     print(f'CBLC ratio {100 * summary["cblc_ratio"]:.1f} % (counting error {low:.1f}-{high:.1f}), '
           f'{summary["n_cblc"]} of {summary["n_cells"]} cells; {len(summary["warnings"])} warnings. '
           f'{summary["disclaimer"]}')
+    return 0
 
 
 def _review(args):
@@ -116,19 +149,35 @@ def _add_training(parser):
     parser.add_argument('--seed', type=int, help='of everything random')
 
 
-def _add_diagnose(command):
-    "Describe the command for one patient"
-    parser = command('diagnose', _diagnose, "one patient's images, a folder of them or a slide")
-    parser.add_argument('images', nargs='+')
-    _add_results(parser)
-    parser.add_argument('--model', default='', metavar='BUNDLE', help='default: the shipped research bundle')
-    _add_segmenter(parser)
-    parser.add_argument('--patient', default='', metavar='ID')
-    parser.add_argument('--force', action='store_true', help="write over another patient's results")
-    parser.add_argument('--cells', action='store_true', help='pictures of one cell each')
-    parser.add_argument('--smears', type=int, metavar='N', help='smears that the pictures are of')
-    parser.add_argument('--center', default='', metavar='NAME',
-                        help='where they come from: its own validation counts, where the bundle has it')
+def _add_batch(parser):
+    "Add what the diagnosis of many patients can be told"
+    many = parser.add_argument_group('many patients')
+    many.add_argument('--jobs', type=int, metavar='N', help='processes; default: as many as there are cores')
+    many.add_argument('--engine', default='local', choices=['local', 'ray'],
+                      help="processes on this machine, or Ray (pip install 'cblc[ray]')")
+    many.add_argument('--address', default='', metavar='ADDRESS', help='of a Ray cluster to be joined')
+
+
+def _with_single_cells(words):
+    "Read `--cells` without a number, pictures of one cell each, as `--single-cells`"
+    pairs = zip(words, [*words[1:], ''])
+    is_alone = [word == '--cells' and not number.isdigit() for word, number in pairs]
+    return ['--single-cells' if alone else word for word, alone in zip(words, is_alone)]
+
+
+def _add_reading(parser):
+    "Add how pictures and slides are read"
+    parser.add_argument('--single-cells', action='store_true',
+                        help='pictures of one cell each; --cells without a number is the same')
+    parser.add_argument('--cells', dest='n_cells', type=int, metavar='N',
+                        help='of slides: read random fields until so many cells count (500)')
+    parser.add_argument('--fields', type=int, metavar='N', help='of slides: read at most so many (200)')
+    parser.add_argument('--um-per-px', type=float, metavar='X',
+                        help='micrometers a pixel, of pictures and slides that do not tell')
+
+
+def _add_known(parser):
+    "Add what may be known of a patient"
     parser.add_argument('--promyelocytic', action='store_true',
                         help='acute promyelocytic leukemia is known: promyelocytes count as blasts')
     parser.add_argument('--pure-erythroid', action='store_true',
@@ -136,6 +185,24 @@ def _add_diagnose(command):
     parser.add_argument('--genetics', default='', metavar='TEXT',
                         help='such as "NPM1, FLT3-ITD": changes the cut-off shown, not the count')
     parser.add_argument('--earlier', default='', metavar='TEXT', help='earlier diagnosis, as "AML 2023"')
+
+
+def _add_diagnose(command):
+    "Describe the command for one patient, and for many"
+    what = "one patient's images, a folder of them or slides; a cohort or a folder of patients' folders"
+    parser = command('diagnose', _diagnose, what)
+    parser.add_argument('images', nargs='+')
+    _add_results(parser)
+    parser.add_argument('--model', default='', metavar='BUNDLE', help='default: the shipped research bundle')
+    _add_segmenter(parser)
+    parser.add_argument('--patient', default='', metavar='ID')
+    parser.add_argument('--force', action='store_true', help="write over another patient's results")
+    _add_reading(parser)
+    parser.add_argument('--smears', type=int, metavar='N', help='smears that the pictures are of')
+    parser.add_argument('--center', default='', metavar='NAME',
+                        help='where they come from: its own validation counts, where the bundle has it')
+    _add_known(parser)
+    _add_batch(parser)
 
 
 def _add_walks(command):
@@ -306,4 +373,5 @@ def main(
     argv: list = None,  # words of the command line; by default those of this process
 ) -> int:               # exit code
     "Run one command"
-    return _run(make_parser().parse_args(argv))
+    words = sys.argv[1:] if argv is None else argv
+    return _run(make_parser().parse_args(_with_single_cells(words)))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'LOCK', 'write_whole', 'safe_name', 'guard', 'unguard', 'write_csv', 'read_csv', 'hide_folders',
-           'to_plain', 'write_json', 'fingerprint', 'read_manifest', 'write_manifest', 'hash_outputs', 'was_done',
-           'FolderLock', 'lock_folder', 'remove', 'open_folder', 'Run']
+           'to_plain', 'write_json', 'hash_file', 'fingerprint', 'read_manifest', 'write_manifest', 'hash_outputs',
+           'was_done', 'FolderLock', 'lock_folder', 'remove', 'open_folder', 'Run']
 
 # %% ../../nbs/core/13_run.ipynb #c002
 import hashlib
@@ -164,6 +164,20 @@ def write_json(
     return write_whole(path, f'{text}\n')
 
 # %% ../../nbs/core/13_run.ipynb #c013
+_PIECE = 1 << 22     # bytes of a file that are read at once
+
+
+def hash_file(
+    path,     # of a file of any size
+) -> str:     # SHA-256, 64 hexadecimal digits
+    "Hash a file piece by piece, since it may be larger than memory"
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def fingerprint(
     *parts,  # anything with a stable text; a `Path` that is a file counts by its content
 ) -> str:    # SHA-256, 64 hexadecimal digits
@@ -173,7 +187,7 @@ def fingerprint(
         if isinstance(part, (pd.DataFrame, pd.Series, np.ndarray)):
             raise TypeError(f'the text of a {type(part).__name__} is shortened; give to_csv() or tobytes()')
         is_file = isinstance(part, Path) and part.is_file()
-        digest.update(part.read_bytes() if is_file else repr(part).encode())
+        digest.update((hash_file(part) if is_file else repr(part)).encode())
         digest.update(b'\0')
     return digest.hexdigest()
 

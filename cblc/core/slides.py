@@ -7,13 +7,13 @@ __all__ = ['SLIDE_SUFFIXES', 'tile_starts', 'is_slide', 'slide_key', 'slide_part
 
 # %% ../../nbs/core/12_slides.ipynb #s002
 import configparser
-import hashlib
 import re
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from .errors import BadImage, InputError
 from .regions import LEAST_UM, MOST_UM, open_slide
+from .run import hash_file
 
 # %% ../../nbs/core/12_slides.ipynb #s004
 def tile_starts(
@@ -58,20 +58,11 @@ def is_slide(
     return kind not in (None, 'generic-tiff') or _is_large(path)
 
 
-def _hash_file(path):
-    "Hash a file piece by piece, since a slide may be larger than memory"
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def slide_key(
     path,     # a slide; BadImage where it cannot be read
 ) -> str:     # the same for every file of one slide, and for a copy of it
     "Tell slides apart by their content, as OpenSlide does"
-    return open_slide(path).key or _hash_file(path)
+    return open_slide(path).key or hash_file(path)
 
 # %% ../../nbs/core/12_slides.ipynb #n021
 def _named_in(path):

@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['has_hidden_levels', 'TiledTiff']
 
-# %% ../../nbs/core/25_tiled.ipynb #66ef5332
+# %% ../../nbs/core/25_tiled.ipynb #ded62991
 import logging
 import re
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 from .errors import BadImage
 
-# %% ../../nbs/core/25_tiled.ipynb #691f6be3
+# %% ../../nbs/core/25_tiled.ipynb #ecbe2b4a
 @contextmanager
 def _open_quietly(path):
     "Open a TIFF; what tifffile logs of a damaged one is said by the fault"
@@ -86,7 +85,7 @@ def _unpack(file, page, index):
     piece = page.decode(file.read(length), index, jpegtables=page.jpegtables)[0]
     return None if piece is None else piece.reshape(piece.shape[-3:])[..., :3]
 
-# %% ../../nbs/core/25_tiled.ipynb #94b4b1cc
+# %% ../../nbs/core/25_tiled.ipynb #5743e3c6
 class TiledTiff:
     "A large TIFF, read piece by piece"
 
@@ -94,12 +93,11 @@ class TiledTiff:
         self,
         path,    # of the TIFF; BadImage where it is no RGB picture in bytes
     ):
-        self.path, self._lock = Path(path), threading.Lock()
+        self.path = Path(path)
         try:
             with _open_quietly(path) as tiff:
                 self._levels = _pages(tiff)
                 ome = tiff.ome_metadata if tiff.is_ome else ''
-            self._file = open(path, 'rb')
         except Exception as error:      # of tifffile: whatever a damaged file can cause
             problem = f'not a readable slide ({type(error).__name__})'
             raise BadImage(path, problem, 'export fields as PNG or TIFF') from error
@@ -115,8 +113,8 @@ class TiledTiff:
     def _piece(self, page, index):
         "Unpack one piece; BadImage where it is damaged or packed in an unknown way"
         try:
-            with self._lock:
-                return _unpack(self._file, page, index)
+            with self.path.open('rb') as file:
+                return _unpack(file, page, index)
         except Exception as error:      # of tifffile and the codecs
             if 'imagecodecs' in str(error):
                 raise BadImage(self.path, 'packed in a way that needs imagecodecs',
@@ -135,7 +133,7 @@ class TiledTiff:
         "Read a part at one of the picture's sizes"
         page, factor = self._levels[level], self.factors[level]
         left, top = round(left/factor), round(top/factor)
-        tall, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        tall, wide = _piece_size(page)
         region, n_columns = np.full((height, width, 3), 255, np.uint8), -(-page.imagewidth//wide)
         right, bottom = min(left + width, page.imagewidth), min(top + height, page.imagelength)
         for row in range(top//tall, -(-bottom//tall)):
@@ -144,6 +142,11 @@ class TiledTiff:
                 if piece is not None:
                     _paste(region, piece, column*wide - left, row*tall - top, right - left, bottom - top)
         return region
+
+
+def _piece_size(page):
+    "Tell height and width of a page's tiles or strips"
+    return (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
 
 
 def _paste(region, piece, left, top, width, height):

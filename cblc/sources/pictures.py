@@ -250,19 +250,17 @@ def gather(
     inputs,      # files, folders, slides
     own=(),      # files and folders of the results, which are no input
     survey: SurveySettings = SurveySettings(),  # which places of a slide are countable
-) -> Pictures:   # pictures, then the countable fields of all slides, drawn at random, slide by slide in turn
+) -> Pictures:   # pictures, then the countable fields of slides at random, slide by slide in turn
     "Collect the pictures of one patient"
     paths, problems = list_files(inputs, own)
-    paths = [page for path in paths for page in ([path] if is_slide(path) else image_pages(path))]
-    is_slide_of = {path: is_slide(path) for path in paths}
-    pictures = [path for path in paths if not is_slide_of[path]]
-    slides, unread, notes = _distinct_slides([path for path in paths if is_slide_of[path]])
+    scans = [path for path in paths if is_slide(path)]
+    pictures = [page for path in paths if path not in set(scans) for page in image_pages(path)]
+    slides, unread, notes = _distinct_slides(scans)
     step = _step(pictures)
     with ThreadPoolExecutor(2) as pool:
         looks = dict(zip(pictures, pool.map(lambda path: _look_at(path, step), pictures)))
     distinct, bad, more = _distinct_pictures(pictures, looks)
-    sources = [path for path in paths if path in {*distinct, *slides}]
-    names = dict(zip(sources, name_sources(sources)))
+    names = dict(zip([*slides, *distinct], name_sources([*slides, *distinct])))
     surveys, uncut = _survey_slides(_name_slides(slides, names), survey)
     fields = _in_turn([slide_fields(found, name) for name, found in surveys.items()])
     overviews = {names[path]: looks[path][1] for path in distinct}
@@ -273,7 +271,7 @@ def gather(
     problems = problems + unread + bad + uncut
     return Pictures(images, overlaps, problems, notes + more + same, surveys, overviews)
 
-# %% ../../nbs/sources/13_pictures.ipynb #fb559f20
+# %% ../../nbs/sources/13_pictures.ipynb #5adb2b94
 def _slide_note(name, survey, n_read):
     "Say how a slide was sampled, and what its file does not tell"
     unknown = [what for what, value in (('the size of a pixel', survey.um_per_px),
