@@ -22,7 +22,8 @@ from ..core.errors import InputError, refuse_damage
 from ..core.run import lock_folder, remove, safe_name, to_plain, write_csv, write_json
 from ..data import Vocabulary
 from .patient import patient_report
-from .review import blast_probability, read_review, run_id, write_review
+from .review import read_review, run_id, write_review
+from ..trust.triage import blast_probability
 from cblc.patient import (
     CountSettings, PatientSummary, category_columns, is_who_blast, summarize_patient,
 )
