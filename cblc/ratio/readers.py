@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'LEAST_CELLS', 'READER_COLUMNS', 'COHORT_READER', 'Kappa', 'reader_kappa', 'read_readers',
            'compare_readers', 'Disagreement', 'disagreement', 'patients_for_difference', 'patients_for_width',
-           'cells_for_width', 'reader_layout']
+           'cells_for_width', 'reader_layout', 'ReaderCorrelations', 'power_of_readers', 'patients_for_readers']
 
 # %% ../../nbs/ratio/07_readers.ipynb #50d9f46b
 from dataclasses import dataclass
@@ -240,3 +240,64 @@ def reader_layout(
                 rows.append((reader, session, 1 + (session - 1)*washout, position, patients[j], with_model))
     names = ['reader', 'session', 'day', 'position', 'patient_id', 'with_model']
     return pd.DataFrame(rows, columns=names)
+
+# %% ../../nbs/ratio/07_readers.ipynb #245d7a6b
+@dataclass(frozen=True)
+class ReaderCorrelations:
+    "How the errors of AUCs of the same patients go together, each 0-1"
+    same_reader: float      # one reader, with and without the model
+    same_condition: float   # two readers in one condition
+    different: float        # two readers in two conditions; at most either of the others
+
+    def __post_init__(self):
+        least, most = self.different, min(self.same_reader, self.same_condition)
+        if not (0 <= least <= most and self.same_reader < 1 and self.same_condition < 1):
+            raise InputError(f'correlations {self} cannot be', 'give shares below 1, `different` the least')
+
+def power_of_readers(
+    difference: float,           # of the mean AUC, with and without the model
+    n_readers: int,              # 2 or more
+    variance: float,             # of one reader's AUC in one condition, over patients
+    reader_variance: float,      # of what readers gain, beyond chance
+    correlations: ReaderCorrelations,  # of the errors
+    alpha: float = .05,          # error of the first kind, 0-1
+) -> tuple:                      # power, 0-1; non-centrality; degrees of freedom
+    "Compute the chance that a crossed study of readers finds a difference (Obuchowski and Rockette 1995)"
+    if n_readers < 2 or variance <= 0 or reader_variance < 0:
+        raise InputError(f'{n_readers} readers, variances {variance} and {reader_variance} make no study',
+                         'take two readers at least, and a variance above 0')
+    r = correlations
+    shared = variance*(r.same_condition - r.different)       # what patients add to all readers alike
+    own = reader_variance + variance*(1 - r.same_reader) - shared
+    total = own + n_readers*shared
+    center, freedom = n_readers*difference**2/2/total, (n_readers - 1)*(total/own)**2
+    critical = stats.f.ppf(1 - alpha, 1, freedom)
+    return float(stats.ncf.sf(critical, 1, freedom, center)), float(center), float(freedom)
+
+def patients_for_readers(
+    area_a: float,               # mean AUC without the model, 0-1
+    area_b: float,               # with it
+    n_readers: int,              # who read every patient twice
+    reader_variance: float,      # of what readers gain, beyond chance
+    correlations: ReaderCorrelations,  # of the errors
+    power: float = .80,          # to find the difference, 0-1
+    alpha: float = .05,          # error of the first kind, 0-1
+) -> int:                        # patients of each kind; InputError where no number of them would do
+    "Compute patients with AML, and as many without, for a crossed study of several readers"
+    mean = (_hanley_mcneil(area_a) + _hanley_mcneil(area_b))/2
+    words = dict(reader_variance=reader_variance, correlations=correlations, alpha=alpha)
+
+    def reached(n):
+        return power_of_readers(area_b - area_a, n_readers, mean/n, **words)[0] >= power
+
+    most = 2
+    while not reached(most):
+        most *= 2
+        if most > 1_000_000:
+            raise InputError(f'{n_readers} readers do not find a difference of {abs(area_b - area_a):.3f}, '
+                             'however many patients', 'take more readers')
+    least = most//2
+    while most - least > 1:
+        middle = (least + most)//2
+        least, most = (least, middle) if reached(middle) else (middle, most)
+    return most
