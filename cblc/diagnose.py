@@ -32,7 +32,7 @@ def open_models(
     threads: int = None,  # that each runs on; None: all cores
 ) -> Models:            # InputError for a classifier whose labels cannot be counted
     "Open the models"
-    from cblc.classifier import Classifier
+    from cblc.learn.prediction import Classifier
     from cblc.segmentation import Segmenter
     bundle = read_bundle(model or shipped('classifier'), 'classifier')
     classifier = Classifier.load(bundle, threads=threads)

@@ -14,6 +14,7 @@ import shapely
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from .core.engine import batches, cores, in_threads
 from .core.errors import InputError
 from .core.measures import exact_interval
 
@@ -71,16 +72,40 @@ def _check_shared_images(expert, predicted):
         raise InputError(f'{problem}: {expert_ids.iloc[0]!r} against {predicted_ids.iloc[0]!r}', remedy)
 
 
-def _intersections(expert, predicted):
-    "Find pairs of polygons of one image that overlap, and the area they share"
-    i, j = shapely.STRtree(predicted).query(expert, predicate='intersects')
-    area = shapely.area(shapely.intersection(expert[i], predicted[j]))
+def _could_reach(iou, boxes, other_boxes, areas, other_areas):
+    "Tell which pairs could have an IoU: they share no more than their boxes do, nor than the smaller one"
+    low, high = np.maximum(boxes[:, :2], other_boxes[:, :2]), np.minimum(boxes[:, 2:], other_boxes[:, 2:])
+    width, height = (high - low).T
+    most = np.minimum(width*height, np.minimum(areas, other_areas))
+    return most >= iou*(areas + other_areas - most)
+
+
+_CHUNK = 1000  # pairs whose shared areas one thread measures at a time
+
+
+def _shared_areas(expert, predicted):
+    "Measure the area that each pair of polygons shares, on all cores"
+    def measure(part):
+        return shapely.area(shapely.intersection(expert[part], predicted[part]))
+    parts = in_threads(measure, batches(len(expert), _CHUNK), cores())
+    return np.concatenate([np.empty(0), *parts])
+
+
+def _intersections(expert, predicted, least):
+    "Find pairs of polygons of one image that overlap, those below an IoU left out, and the area they share"
+    i, j = shapely.STRtree(predicted).query(expert, predicate=None if least > 0 else 'intersects')
+    if least > 0:
+        boxes, areas = shapely.bounds(expert)[i], shapely.area(expert)[i]
+        able = _could_reach(least, boxes, shapely.bounds(predicted)[j], areas, shapely.area(predicted)[j])
+        i, j = i[able], j[able]
+    area = _shared_areas(expert[i], predicted[j])
     return i[area > 0], j[area > 0], area[area > 0]
 
 # %% ../nbs/02_matching.ipynb #c011
 def overlaps(
     expert,           # cells table, or list of polygons of one image (px)
     predicted,        # the same, from the segmenter
+    least: float = 0.,  # IoU; pairs that cannot reach it are not measured, and left out
 ) -> pd.DataFrame:    # expert, predicted (row positions), area (px²), iou, of_expert, of_predicted (0-1)
     "Measure every pair of overlapping contours, image by image"
     expert, predicted = _as_cells(expert, 'expert'), _as_cells(predicted, 'predicted')
@@ -91,7 +116,7 @@ def overlaps(
     for image_id, rows in expert.groupby('image_id').indices.items():
         if image_id in predicted_rows:
             others = predicted_rows[image_id]
-            at, other_at, shared = _intersections(expert_polygons[rows], predicted_polygons[others])
+            at, other_at, shared = _intersections(expert_polygons[rows], predicted_polygons[others], least)
             i.append(rows[at])
             j.append(others[other_at])
             area.append(shared)
@@ -153,7 +178,7 @@ def match(
 ) -> Match:           # row positions
     "Match contours one to one: the most pairs, then the largest sum of IoU"
     _check_threshold(iou)
-    table = overlaps(expert, predicted)
+    table = overlaps(expert, predicted, iou - 2*_DUST)
     table = _assign(table[table['iou'] >= iou - _DUST])
     pairs = table[['expert', 'predicted']].to_numpy()
     missed = np.setdiff1d(np.arange(len(expert)), pairs[:, 0])
@@ -205,7 +230,8 @@ def match_cells(
     if 'code' not in expert:
         expert = expert.assign(code=pd.array([pd.NA]*len(expert), dtype='string'))
     ignored = expert['code'].isin(list(ignore)).to_numpy(dtype=bool)
-    pairs, set_aside = _match_table(overlaps(expert, predicted), ignored, iou)
+    least = 0. if ignored.any() else iou - 2*_DUST
+    pairs, set_aside = _match_table(overlaps(expert, predicted, least), ignored, iou)
     i, j, ious = pairs['expert'].to_numpy(), pairs['predicted'].to_numpy(), pairs['iou'].to_numpy()
     code = _take(expert['code'].astype('string'), _partner(len(predicted), j, i))
     matched_expert = _with_partners(expert, i, predicted, j, ious).assign(ignored=ignored)

@@ -279,7 +279,7 @@ def in_threads(
 
 
 def run_batches(
-    engine: Engine,         # see `open_engine`
+    engine,                 # an `Engine`, or what is called with a batch as one is
     n: int,                 # how many pictures there are
     get,                    # slice -> batch, float32 N x C x H x W; made a batch at a time to spare memory
     size: int = 64,         # pictures a batch
@@ -287,10 +287,10 @@ def run_batches(
     progress: bool = True,  # False: no bar
 ) -> list:                  # one array an output, n first
     "Run an engine over many pictures, a batch at a time, on as many streams as it has"
-    slices = batches(n, size)
-    if engine.streams > 1:
-        slices = batches(n, min(size, max(_LEAST_BATCH, -(-n//engine.streams))))
-    done = in_threads(lambda part: engine(get(part)), slices, engine.streams)
+    slices, streams = batches(n, size), getattr(engine, 'streams', 1)      # any callable is an engine
+    if streams > 1:
+        slices = batches(n, min(size, max(_LEAST_BATCH, -(-n//streams))))
+    done = in_threads(lambda part: engine(get(part)), slices, streams)
     parts = list(progress_bar(done, label, len(slices), progress))
     if not parts:
         parts = [engine(get(slice(0, 0)))]
