@@ -138,6 +138,15 @@ def _with_correction(table, data, target, correction):
     corrected.loc[is_other, 'refused'] = _OTHER_TARGET
     return table.join(corrected.add_prefix('who_'), on='patient_id')
 
+def _excluded(contradictory):
+    "Say in one line whose percentage in the file was left out"
+    listed = [f'{patient} ({words})' for patient, words in contradictory.items()]
+    if listed:
+        some = ', '.join(listed[:4]) + (', ...' if len(listed) > 4 else '')
+        who = f'{len(listed)} patient' + 's'*(len(listed) > 1)
+        yield (f"{who} whose percentage of blasts in the file and whose expert's codes exclude each other: "
+               f'the percentage is left out: {some}')
+
 def center_patients(
     data: CenterData,   # of a center
 ) -> tuple:             # patient table; problems with what was typed, a line each
@@ -151,7 +160,7 @@ def center_patients(
     if expert is not None and 'expert_blast_percent' in patients:
         excluded = contradictions(patients, expert, vocabulary=data.vocabulary)
         percents = patients.expert_blast_percent.mask(patients.patient_id.isin(list(excluded)))
-        patients, problems = patients.assign(expert_blast_percent=percents), [*problems, *excluded.values()]
+        patients, problems = patients.assign(expert_blast_percent=percents), [*problems, *_excluded(excluded)]
     table = patient_table(data.cells, patients, expert, vocabulary=data.vocabulary)
     table = _with_correction(table, data, 'who_blast', data.frozen.correction_who)
     table = _with_correction(table, data, 'cblc', data.frozen.correction)

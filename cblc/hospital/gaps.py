@@ -91,7 +91,7 @@ def category_remarks(
         if len(own) >= LEAST_OF_CATEGORY:
             wrong = own.called[own.called != truth]
             taken = wrong.value_counts()
-            taken_for = f', most often for {taken.index[0]} ({taken.iloc[0]})' if len(taken) else ''
+            taken_for = f'; the others most often as {taken.index[0]} ({taken.iloc[0]})' if len(taken) else ''
             right = f'{truth}: {len(own) - len(wrong)} of {len(own)} cells named as the expert did'
             rows.append((1 - len(wrong)/len(own), right + taken_for))
     return [sentence for share, sentence in sorted(rows)[:worst] if share < .9]

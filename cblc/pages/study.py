@@ -54,10 +54,19 @@ def _figure(figures, key, pattern='.3f'):
     return _text(figures.get(key), pattern), _interval(low, high, pattern)
 
 
-def _with_floor(interval, figures):
-    "Write the floor of the calibration error beside its interval"
+def _floor(figures):
+    "Write the floor of the calibration error, which chance alone would give"
     floor = figures.get('ece_floor')
-    return interval if floor is None or np.isnan(floor) else f'{interval} floor {floor:.3f}'.strip()
+    return '' if floor is None or np.isnan(floor) else f'floor {floor:.3f}'
+
+
+def _method_figure(figures, key):
+    "Write a method's figure: points with one digit, a p value with two that count, shares with two"
+    value = figures.get(key)
+    if key != 'p_against_model':
+        return _figure(figures, key, '.1f' if key == 'mae' else '.2f')
+    is_tiny = value is not None and value < .001
+    return ('< 0.001' if is_tiny else _text(value, '.2g')), ''
 
 
 def _head(result, number):
@@ -73,7 +82,7 @@ def _cell_rows(results):
             name = 'model' if method == 'model' else METHOD_NAMES.get(method, method)
             counts = {count: figures.get(count, 0) for count in ('n', 'n_pos', 'n_patients')}
             values = [_figure(figures, key) for key in CELL_METRICS]
-            values[-1] = (values[-1][0], _with_floor(values[-1][1], figures))
+            values[-1] = (*values[-1], _floor(figures))
             rows.append(dict(_head(result, number), method=name, values=values, **counts))
     return rows
 
@@ -109,9 +118,7 @@ def _method_rows(results, truth):
     rows = []
     for result in results:
         for number, (method, figures) in enumerate(result.methods.items()):
-            values = [
-                _figure(figures, key, '.1f' if key == 'mae' else '.2f')
-                for key in _with_truth(METHOD_METRICS, truth)]
+            values = [_method_figure(figures, key) for key in _with_truth(METHOD_METRICS, truth)]
             rows.append(dict(
                 _head(result, number), method=METHOD_NAMES.get(method, method), values=values,
                 n=figures.get('n_known', 0), n_dx=figures.get('n_diagnosed', 0)))

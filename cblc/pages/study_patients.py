@@ -240,7 +240,7 @@ def _named(codes, kind, vocabulary):
 
 def _compare_cells(expert, cells, readers, vocabulary):
     "Compare experts, further readers and model on the cells that two of them named, in two ways"
-    matched = cells[cells.match_id.notna()] if 'match_id' in cells else cells[:0]
+    matched = cells[cells.match_id.isin(expert.cell_id)] if 'match_id' in cells else cells[:0]
     called = dict(category=matched.category, cblc=matched.cblc.map({True: 'CBLC', False: 'other'}))
     tables = []
     for kind, name in dict(category='category', cblc='CBLC or not').items():

@@ -42,7 +42,7 @@ def contradictions(
     level: float = CONTRADICTION_LEVEL,  # of both intervals, 0-1
     *,
     vocabulary: Vocabulary,     # what the codes mean
-) -> dict:                      # patient_id -> a sentence
+) -> dict:                      # patient_id -> the two statements, in words
     "Name the patients whose percentage in the file and whose expert's cells exclude each other"
     if 'expert_blast_percent' not in patients or not len(expert) or not expert.code.notna().any():
         return {}
@@ -55,9 +55,7 @@ def contradictions(
         low, high = exact_interval(share*own.effective, own.effective, level)
         least, most = exact_interval(percent/100*n_file, n_file, level)
         if most < low or high < least:
-            found[patient] = (
-                f'patient {patient}: {percent:g} % blasts in the file, {own.n_cblc:.0f} of {own.n:.0f} cells '
-                "by the expert's codes: they exclude each other, and the percentage is left out")
+            found[patient] = f'{percent:g} % in the file, {own.n_cblc:.0f} of {own.n:.0f} cells'
     return found
 
 # %% ../../nbs/ratio/21_second_reader.ipynb #54259668
