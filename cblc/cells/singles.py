@@ -7,16 +7,15 @@ __all__ = ['LEAST_SHARE', 'VIEWS', 'MOST_OFF', 'as_crops', 'main_cell', 'usual_s
            'read_singles', 'find_singles']
 
 # %% ../../nbs/cells/02_singles.ipynb #c002
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 import numpy as np
 import pandas as pd
 import shapely
 from PIL import Image
 from .crops import SIZED, STANDARD, CropSettings, crop_cells
-from ..core.engine import cores, progress_bar
+from ..core.engine import cores, in_threads, progress_bar
 from ..core.errors import InputError
-from ..core.images import BadImage, read_image
+from ..core.images import BadImage, keep_pictures, read_image
 from ..segmentation import Segmenter, equivalent_diameter
 
 # %% ../../nbs/cells/02_singles.ipynb #c006
@@ -87,7 +86,7 @@ def usual_scale(
     segmenter: Segmenter,  # see `Segmenter.load`
 ) -> float:                # network px an image px; NaN where no cell is seen in any
     "Estimate the scale at which the segmenter should look at a center's pictures"
-    scales = [segmenter.scale(image) for image in images]
+    scales = list(in_threads(segmenter.scale, images, segmenter.engine.streams))
     return float(np.nanmedian(scales)) if np.isfinite(scales).any() else np.nan
 
 
@@ -97,7 +96,9 @@ def usual_um(
     scale: float,          # from `usual_scale`
 ) -> float:                # micrometers an image px; NaN where no cell is seen in any
     "Estimate the size of a center's pixels, if its usual cell is as large as cells usually are"
-    cells = [_found_cell(image, segmenter, scale) for image in images]
+    def find(image):
+        return _found_cell(image, segmenter, scale)
+    cells = list(in_threads(find, images, segmenter.engine.streams))
     cells = [cell for cell in cells if cell is not None]
     if not cells:
         return np.nan
@@ -182,16 +183,16 @@ def read_singles(
     "Read single-cell pictures as standard crops"
     finds_cells = isinstance(settings, CropSettings)
     segmenter = (segmenter or Segmenter.load()) if finds_cells else None
-    scales = {}
-    if finds_cells and centers is not None:
-        scales = _scales_of_centers(paths, list(centers), segmenter)
-    own = [scales[center] for center in centers] if scales else [()]*len(paths)
+    workers = segmenter.engine.streams if finds_cells else min(8, cores())
+    with keep_pictures():
+        scales = {}
+        if finds_cells and centers is not None:
+            scales = _scales_of_centers(paths, list(centers), segmenter)
+        own = [scales[center] for center in centers] if scales else [()]*len(paths)
 
-    def read_one(k):
-        return _single(paths[k], settings, segmenter, own[k])
-    workers = 1 if finds_cells else min(8, cores())  # the network has threads of its own
-    with ThreadPoolExecutor(workers) as pool:
-        done = pool.map(read_one, range(len(paths)))
+        def read_one(k):
+            return _single(paths[k], settings, segmenter, own[k])
+        done = in_threads(read_one, range(len(paths)), workers)
         results = list(progress_bar(done, 'reading crops', len(paths), progress))
     return _sorted_out(results, settings.size if finds_cells else settings)
 
@@ -218,16 +219,20 @@ def find_singles(
 ) -> tuple:                 # cells table, one row a picture at most; a line for each picture without a cell
     "Find the one cell that each picture is of"
     images = images.assign(**{name: images.get(name, '') for name in ('patient_id', 'center')})
-    scales = _scales_of_centers(list(images.path), list(images.center), segmenter)
-    rows, problems = [], []
-    for row in progress_bar(images.itertuples(), 'finding cells', len(images), progress):
+    def find(row):
         image, fault = _read(row.path)
-        found = None if fault else _middle_cell(image, segmenter, scales[row.center][0])
-        if found is None:
+        return row, None if fault else _middle_cell(image, segmenter, scales[row.center][0]), fault
+    rows, problems = [], []
+    with keep_pictures():
+        scales = _scales_of_centers(list(images.path), list(images.center), segmenter)
+        found = in_threads(find, images.itertuples(), segmenter.engine.streams)
+        found = list(progress_bar(found, 'finding cells', len(images), progress))
+    for row, cell, fault in found:
+        if cell is None:
             problems.append(fault or f'{row.path}: no cell near the middle of the picture')
             continue
         keys = {name: getattr(row, name) for name in ('image_id', 'patient_id', 'center')}
-        rows.append(dict(cell_id=f'{row.image_id}:0000', **keys, polygon=found[0], score=found[1]))
+        rows.append(dict(cell_id=f'{row.image_id}:0000', **keys, polygon=cell[0], score=cell[1]))
     columns = ['cell_id', 'image_id', 'patient_id', 'center', 'polygon', 'score']
     cells = pd.DataFrame(rows, columns=columns)
     return cells.assign(whole=True, place='inside', frame_px=0.), problems
