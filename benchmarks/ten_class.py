@@ -1,10 +1,12 @@
 """Ten fine classes of one laboratory: is the classifier any good at home?
 
     python benchmarks/ten_class.py [--recipe home] [--view whole|cell|sized] [--epochs 30] [--size 96]
-                                   [--seed 0] [--threads N] [--out DIR] [--quick]
+                                   [--arch TIMM] [--start none|package] [--seed 0] [--threads N]
+                                   [--out DIR] [--quick]
 
 PBC (pbc128) without IG and NEUTROPHIL, whose stage is not told: 70 % train, 15 % validation (best epoch,
-temperature), 15 % test by a hash of the file name, from random weights, and without a recipe's adaptation,
+temperature), 15 % test by a hash of the file name, from random weights or (--start package, with --arch
+tf_efficientnet_lite0) ImageNet's, and without a recipe's adaptation,
 since the laboratory is not new. PBC names no patients, so cells of one donor are on both sides and the figure
 flatters.
 --view takes another view than the recipe's. With --out, a run that was stopped goes on by the same command.
@@ -35,6 +37,8 @@ def parse_arguments():
     parser.add_argument('--size', type=int, default=96)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--threads', type=int, default=cores())
+    parser.add_argument('--arch', help='any timm model; default: EfficientNet-B0')
+    parser.add_argument('--start', default='none', choices=['none', 'package'])
     parser.add_argument('--out')
     parser.add_argument('--quick', action='store_true')
     arguments = parser.parse_args()
@@ -77,7 +81,8 @@ def main():
         raise SystemExit('no public images here; set CBLC_DATA to their folder (data/README.md)')
     settings = fit_settings(
         recipe=arguments.recipe, view=arguments.view, size=arguments.size, epochs=arguments.epochs,
-        seed=arguments.seed, pretrained=False, threads=arguments.threads,
+        seed=arguments.seed, threads=arguments.threads, arch=arguments.arch,
+        pretrained=arguments.start == 'package' and 'package',
     )
     crops, label, part = read_cells(settings, arguments.quick)
 

@@ -142,7 +142,7 @@ def _add_stain(parser):
 def _add_training(parser):
     "Add what a training can be told"
     parser.add_argument('--recipe', help='plain, p1, cblc (for laboratories it has not seen) or home '
-                                         '(for your own); for fit also diffusion')
+                                         '(for your own); for fit also generative or diffusion')
     parser.add_argument('--arch', help='any timm model')
     parser.add_argument('--epochs', type=int, help='of a stage')
     parser.add_argument('--size', type=int, help='side of a crop, px')
@@ -265,6 +265,12 @@ def _fit(args):
             problem = 'the recipe diffusion has a network of its own'
             raise InputError(problem, 'leave --arch out', f'--arch {args.arch}')
         settings = DiffusionSettings(**options)
+    elif args.recipe == 'generative':
+        from cblc.learn.generative import GenerativeSettings
+        if args.epochs:
+            problem = 'the recipe generative learns in one step'
+            raise InputError(problem, 'leave --epochs out', f'--epochs {args.epochs}')
+        settings = GenerativeSettings(**options | _given(arch=args.arch))
     else:
         from cblc.learn.settings import fit_settings
         settings = fit_settings(recipe=args.recipe, arch=args.arch, **options)

@@ -24,6 +24,7 @@ from .data import VOCABULARY
 from .diffusion.classifier import DiffusionSettings, fit_diffusion, load_diffusion
 from .hospital.adapt import adapt, save_adapted
 from .learn.checkpoint import Checkpoint
+from .learn.generative import GenerativeSettings, fit_generative, load_generative
 from .learn.leaves import ARTEFACT, Leaves, allowed_leaves, leaf_scores
 from .learn.settings import fit_settings
 from .learn.training import SayEpochs
@@ -101,6 +102,8 @@ def _command(name, settings):
     "Write the command that makes a bundle again"
     if isinstance(settings, DiffusionSettings):
         options = f'--recipe diffusion --size {settings.size} --seed {settings.seed} (steps={settings.steps})'
+    elif isinstance(settings, GenerativeSettings):
+        options = f'--recipe generative --arch {settings.arch} --size {settings.size} --seed {settings.seed}'
     else:
         run = settings.run
         options = f'--recipe {settings.recipe} --arch {run.network} --epochs {run.epochs}'
@@ -119,17 +122,22 @@ def _part(table, crops, rows):
 def _fit_cells(cells, settings, vocabulary, out, say):
     "Fit the kind of classifier that the settings are of"
     table, crops, is_valid, _ = cells
-    centers = sorted(set(_centers(table)) - {''}) or None
-    fit = fit_diffusion if isinstance(settings, DiffusionSettings) else fit_classifier
+    names = _centers(table)
+    centers, more = sorted(set(names) - {''}) or None, {}
+    if isinstance(settings, GenerativeSettings):
+        fit, centers = fit_generative, centers and names[~is_valid].tolist()
+    elif isinstance(settings, DiffusionSettings):
+        fit = fit_diffusion
+    else:
+        fit, more = fit_classifier, dict(cbs=() if sys.stderr.isatty() else (SayEpochs(say),))
     valid = _part(table, crops, is_valid) if is_valid.any() else None
     train = _part(table, crops, ~is_valid)
-    more = {} if fit is fit_diffusion else dict(cbs=() if sys.stderr.isatty() else (SayEpochs(say),))
     return fit(*train, centers, settings=settings, vocabulary=vocabulary, valid=valid, out=out/'run', **more)
 
 
 def _view_of(settings):
     "Say how pictures are to be cut for these settings"
-    if isinstance(settings, DiffusionSettings):
+    if isinstance(settings, (DiffusionSettings, GenerativeSettings)):
         return view_settings('sized', settings.size)
     return view_settings(settings.prediction.view, settings.run.size)
 
@@ -153,7 +161,7 @@ def _labels_of(sheet, path):
 # %% ../nbs/08_tables.ipynb #n018
 def _pages(classifier, settings):
     "Write the results page of a training that has one"
-    if isinstance(settings, DiffusionSettings):
+    if isinstance(settings, (DiffusionSettings, GenerativeSettings)):
         return {}
     return dict(pages={'results.html': training_page(classifier).encode()})
 
@@ -164,7 +172,7 @@ UNFINISHED = 'an unfinished training; with the same cells and settings it goes o
 def fit_csv(
     path,                # table of a crop cohort
     out,                 # folder of the bundle, made if need be
-    settings=fit_settings(),  # or `DiffusionSettings`
+    settings=fit_settings(),  # or `DiffusionSettings`, or `GenerativeSettings`
     vocabulary='auto',   # of the labels; 'auto': the shipped one if it has them; None: free names
     trained_on=None,     # for the bundle; None: the table's name and size
     say=print,           # what takes the lines about it
@@ -189,7 +197,8 @@ def fit_csv(
         **_pages(classifier, settings))
 
 # %% ../nbs/08_tables.ipynb #c008
-LOADERS = dict(classifier=load_classifier, diffusion=load_diffusion)  # kind of a bundle -> what opens it
+LOADERS = dict(  # kind of a bundle -> what opens it
+    classifier=load_classifier, diffusion=load_diffusion, generative=load_generative)
 
 
 def open_model(
@@ -212,10 +221,12 @@ def _rows_by_center(table):
     return [np.random.default_rng(0).permutation(rows) for rows in of_center]
 
 
-def _new_columns(table, leaves, path):
+def _new_columns(table, model, path):
     "Name the columns of predictions; InputError where the table has one already"
+    leaves = model.leaves
     of_cblc = ['p_cblc', 'leaf'] if leaves.has_cblc else []
-    columns = ['category', *(f'p_{c}' for c in leaves.categories), *of_cblc]
+    of_doubt = ['uncertainty', 'anomaly'] if hasattr(model, 'anomaly') else []
+    columns = ['category', *(f'p_{c}' for c in leaves.categories), *of_cblc, *of_doubt]
     for column in columns:
         if column in table:
             remedy = 'rename it, or give the table without predictions'
@@ -240,7 +251,7 @@ def _predict_rows(table, columns, folder, model, adapt, chunk):
                 own = model.for_center(centers.iloc[0], crops)
             if len(read):
                 predictions.iloc[rows[read]] = own.predict(crops)[columns].astype(object).to_numpy()
-    for column in [column for column in columns if column.startswith('p_')]:
+    for column in [name for name in columns if name.startswith('p_') or name in ('uncertainty', 'anomaly')]:
         predictions[column] = predictions[column].astype(float).round(6)
     return predictions, skipped
 
@@ -305,7 +316,7 @@ def _score_table(table, predictions, model, out, say):
 
 def predict_csv(
     path,             # table with a column `path`, relative to itself, and perhaps `center`
-    bundle,           # of a classifier or a diffusion model
+    bundle,           # of a classifier, a diffusion or a generative model
     out,              # CSV to write: the input, `category` and `p_...`; beside it OUT.json
     backend='auto',   # see `cblc.core.engine.open_engine`
     threads=None,     # of the processor; None: all
@@ -316,7 +327,7 @@ def predict_csv(
     "Classify the pictures of a table"
     sheet, model, out = _read_table(path, ['path']), open_model(bundle, backend, threads), Path(out)
     table = sheet.table
-    columns = _new_columns(table, model.leaves, path)
+    columns = _new_columns(table, model, path)
     predictions, skipped = _predict_rows(table, columns, Path(path).parent, model, adapt, chunk)
     skipped = [*_skipped_rows(sheet), *skipped]
     _say_skipped(skipped, say)

@@ -21,7 +21,7 @@ from .run import to_plain, write_whole
 
 # %% ../../nbs/core/14_bundle.ipynb #c006
 SCHEMA_VERSION = 1
-KINDS = ('segmenter', 'classifier', 'diffusion')
+KINDS = ('segmenter', 'classifier', 'diffusion', 'generative')
 _NUMBER = (int, float)
 _MEND = 'correct it, or get the bundle again'
 
@@ -34,7 +34,7 @@ class MetaKey(NamedTuple):
 
 
 META = {
-    'kind': MetaKey(str, KINDS, 'segmenter, classifier or diffusion'),
+    'kind': MetaKey(str, KINDS, 'segmenter, classifier, diffusion or generative'),
     'name': MetaKey(str, (), 'a short name for the card'),
     'input': MetaKey(dict, KINDS, 'what the network takes: `size` in px, `channels`, `scale`, `mean`, `std`'),
     'classes': MetaKey(list, KINDS, 'names of the outputs, in order'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_VIEWS', 'StageMeans', 'FeatureNet', 'feature_net']
 
-# %% ../../nbs/learn/15_features.ipynb #28f6ff6d
+# %% ../../nbs/learn/15_features.ipynb #82a0dadc
 import hashlib
 import io
 import tempfile
@@ -21,9 +21,9 @@ from ..core.errors import InputError
 from ..core.run import fingerprint, write_whole
 from .export import export_onnx, half_rounded
 from .network import make_body
-from .pretrained import find_start
+from .pretrained import Start, find_start
 
-# %% ../../nbs/learn/15_features.ipynb #ca2bf1e3
+# %% ../../nbs/learn/15_features.ipynb #65cd74d6
 class StageMeans(nn.Module):
     "A timm model cut off before its last layer: it gives the mean of each map of its stages"
 
@@ -57,7 +57,7 @@ class StageMeans(nn.Module):
         "Describe crops"
         return torch.cat([maps.mean((2, 3)) for maps in self._maps((crops - self.mean)/self.std)], 1)
 
-# %% ../../nbs/learn/15_features.ipynb #b92e0e63
+# %% ../../nbs/learn/15_features.ipynb #70a5b1c2
 MOST_VIEWS = 8  # flips and quarter turns
 _WAYS = (0, 3, 1, 2, 4, 7, 5, 6)  # the half turn first; bit 4: transposed, 1 and 2: flipped
 
@@ -128,16 +128,16 @@ class FeatureNet:
         write_whole(path, file.getvalue())
         return features
 
-# %% ../../nbs/learn/15_features.ipynb #ad8eb0b2
+# %% ../../nbs/learn/15_features.ipynb #c3c59ada
 def feature_net(
     arch='tf_efficientnet_lite0',  # a network, see `cblc.learn.pretrained.find_architecture`
-    pretrained='auto',  # its weights, see `cblc.learn.pretrained.STARTS`; or a bundle's folder
+    pretrained='auto',  # its weights, see `cblc.learn.pretrained.STARTS`; a bundle's folder; or a `Start`
     size=160,           # side of the crops it is shown, pixels
     views=1,            # flips and turns that the numbers are averaged over, 1-8
     threads=None,       # of the processor; None: all
 ) -> FeatureNet:        # InputError where weights that were demanded cannot be had
     "Find a pretrained network and make it describe crops"
-    start = find_start(arch, pretrained, size)
+    start = pretrained if isinstance(pretrained, Start) else find_start(arch, pretrained, size)
     body, words, colors = make_body(arch, 2, start, size)
     mean, std = colors if colors is not None else ([127.]*3, [128.]*3)
     net = half_rounded(StageMeans(body, mean, std).eval())
