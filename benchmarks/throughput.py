@@ -14,7 +14,8 @@ They take turns; the figures are medians over rounds of the ratios within a roun
 fields of 2040 x 1536 px of SegPC (never trained on) and their mirror images, saved anew as JPEG; drawn ones
 where the data are missing. Each is a file of its own, so that nothing is decoded less often than in use.
 
-- speedup: plain's seconds over cblc's; fraction_of_limit: the limit's seconds over cblc's;
+- speedup: plain's seconds over cblc's; fraction_of_limit: the limit's seconds over cblc's; `_processor`: the
+  same of processor seconds, which other programs on the machine do not stretch;
 - same_cells: share of cells that both find, at IoU 0.8 or more (cblc parts masks that overlap, plain does
   not);
 - stages: seconds of cblc's processor time by stage, from one more round.
@@ -25,6 +26,7 @@ import os
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -128,9 +130,10 @@ class Plain:
 class Cblc:
     "The same by cblc"
 
-    def __init__(self, precision):
+    def __init__(self, precision, views):
         self.segmenter = Segmenter.load(precision=precision)
-        self.classifier = Classifier.load(precision=precision)
+        classifier = Classifier.load(precision=precision)
+        self.classifier = replace(classifier, views=views or classifier.views)
 
     def __call__(self, images):
         "Find, judge and classify: the cells table, crops, doubts"
@@ -205,26 +208,26 @@ def same_cells(plain, cells, images):
 
 
 def timed(peer, argument):
-    "Time one call"
-    start = time.perf_counter()
+    "Time one call: seconds, and the processor's"
+    start, processor = time.perf_counter(), time.process_time()
     peer(argument)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - processor
 
 
 def measure(peers, arguments):
-    "Let all take turns: name -> seconds of every round"
+    "Let all take turns: name -> (seconds, the processor's) of every round"
     seconds = {name: [] for name in peers}
     for number in range(arguments.rounds):
         for name in list(peers)[::1 if number % 2 else -1]:
             seconds[name].append(timed(*peers[name]))
-        latest = ', '.join(f'{name} {values[-1]:.2f} s' for name, values in seconds.items())
+        latest = ', '.join(f'{name} {values[-1][0]:.2f} s' for name, values in seconds.items())
         print(f'round {number + 1}: {latest}', flush=True)
     return seconds
 
 
-def ratio(seconds, above, below):
-    "Give the median over rounds of the ratio of two peers' seconds"
-    return statistics.median(a/b for a, b in zip(seconds[above], seconds[below]))
+def ratio(seconds, above, below, kind=0):
+    "Give the median over rounds of the ratio of two peers' seconds; kind 1: of the processor's"
+    return round(statistics.median(a[kind]/b[kind] for a, b in zip(seconds[above], seconds[below])), 2)
 
 
 def parse_arguments():
@@ -234,6 +237,7 @@ def parse_arguments():
     parser.add_argument('--fields', type=int, default=16)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--precision', default='f32')
+    parser.add_argument('--views', type=int, help='of a cell; the bundle\'s own if not given')
     parser.add_argument('--quick', action='store_true')
     arguments = parser.parse_args()
     if arguments.quick:
@@ -244,7 +248,7 @@ def parse_arguments():
 def compare(folder, arguments):
     "Measure everything on fields in a folder: what is printed last"
     images, kind = make_fields(folder, arguments.fields)
-    ours = Cblc(arguments.precision)
+    ours = Cblc(arguments.precision, arguments.views)
     inputs = record_inputs(ours, images)
     first = [read_image(path) for path in images.path[:8]]
     scale = shared_scale(first, ours.segmenter, is_cell=has_nucleus)
@@ -259,10 +263,12 @@ def compare(folder, arguments):
     peers = dict(plain=(plain, images), cblc=(ours, images), limit=(run_networks, inputs))
     seconds = measure(peers, arguments)
     print(ours.stages(images).round(2).to_string(index=False))
-    median = {f'{name}_s': round(statistics.median(values), 2) for name, values in seconds.items()}
+    wall = {name: [value for value, _ in values] for name, values in seconds.items()}
+    median = {f'{name}_s': round(statistics.median(values), 2) for name, values in wall.items()}
     return dict(
-        speedup=round(ratio(seconds, 'plain', 'cblc'), 2),
-        fraction_of_limit=round(ratio(seconds, 'limit', 'cblc'), 2), same_cells=round(share, 3), **median,
+        speedup=ratio(seconds, 'plain', 'cblc'), fraction_of_limit=ratio(seconds, 'limit', 'cblc'),
+        speedup_processor=ratio(seconds, 'plain', 'cblc', 1),
+        fraction_of_limit_processor=ratio(seconds, 'limit', 'cblc', 1), same_cells=round(share, 3), **median,
         fields=len(images), cells=n_cblc, images=kind, views=ours.classifier.views,
         precision=arguments.precision, cores=cores(), rounds=arguments.rounds)
 

@@ -328,6 +328,12 @@ class Segmenter:
         "Find cells at one scale"
         return _find_at_scale(self.engine, self.settings, image, scale)
 
+    def _diameters(self, image, scale, is_cell):
+        "Measure cells at one scale, px of the image; what is shrunk for it is judged as it is shrunk"
+        small = _resize(image, scale) if scale < 1 else image
+        zoom = small.shape[1]/image.shape[1]
+        return _diameters(small, self._find(small, scale/min(scale, 1.)).polygon, is_cell)/zoom
+
     def scale(
         self,
         image,                    # H x W x 3 uint8
@@ -339,9 +345,9 @@ class Segmenter:
             return self.settings.diameter*um_per_px/self.settings.typical_um
         windows = _windows(image)
         for side in (512, 1024, 256):
-            found = [self._find(window, min(side/max(window.shape[:2]), 8.)) for window in windows]
-            sizes = [_diameters(window, table.polygon, is_cell) for window, table in zip(windows, found)]
-            diameters = np.concatenate(sizes)
+            scales = [min(side/max(window.shape[:2]), 8.) for window in windows]
+            looks = [self._diameters(*look, is_cell) for look in zip(windows, scales)]
+            diameters = np.concatenate(looks)
             if len(diameters):
                 return self.settings.diameter/np.median(diameters)
         return np.nan
