@@ -1,6 +1,6 @@
 """Do a hundred labels of a patient's own smear make the ratio right where a frozen correction fails?
 
-    python benchmarks/audit.py [--quick] [--seed N] [--jobs 1]
+    python benchmarks/audit.py [--quick] [--seed N] [--jobs 1] [--classifier inverted]
 
 Simulated patients of foreign laboratories (`cblc.ratio.foreign`): log-odds shifted by up to 1.5, a fifth
 of the cells confusable (in every second patient: a fifth of all cells say nothing; in the others a fifth
@@ -19,11 +19,15 @@ missed cell named is one.
 - the confidence sequence looked at after every label: `anytime_coverage` counts patients in whom it never
   failed.
 
+The audit is to be valid whatever the classifier did: with --classifier its probabilities are turned around
+(`inverted`), all the same (`constant`), or drawn at random (`random`), and the coverage has to stay.
+
 The last line is JSON: coverage_min, coverage_max (over bands), width_ratio, anytime_coverage, and more.
 """
 import argparse
 import json
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -62,9 +66,18 @@ def ideal_width(smear, rng, n=100):
     return high - low
 
 
-def one_patient(i, seed):
+def disguised(cells, how, rng):
+    "Give the cells the probabilities of another classifier"
+    p = cells.p_cblc.to_numpy()
+    p = dict(real=p, inverted=1 - p, constant=np.full(len(p), .2), random=rng.random(len(p)))[how]
+    is_called = p >= .5
+    return cells.assign(p_cblc=p, p_N=p, p_N5=1 - p, cblc=is_called, category=np.where(is_called, 'N', 'N5'))
+
+
+def one_patient(i, seed, classifier):
     "Audit one simulated patient in every way"
     smear = draw_smear([seed, i], band=i % 4, look_alikes=bool(i//4 % 2))
+    smear = replace(smear, cells=disguised(smear.cells, classifier, np.random.default_rng([seed, i, 2])))
     words = dict(regions=smear.regions, vocabulary=VOCABULARY)
     rows = audit_rows(smear, smear.cells, i)
     share = estimate(smear.cells, rows, names=['cblc'], icc=.1, **words).shares['cblc']
@@ -104,15 +117,19 @@ def main():
     parser.add_argument('--seed', type=int, default=2026, help='of the patients')
     parser.add_argument('--patients', type=int, default=2000, help='how many')
     parser.add_argument('--jobs', type=int, default=1, help='processes')
+    kinds = ('real', 'inverted', 'constant', 'random')
+    parser.add_argument('--classifier', default='real', choices=kinds, help='what it did')
     args = parser.parse_args()
     n = 80 if args.quick else args.patients
     with ProcessPoolExecutor(args.jobs) as pool:
-        table = pd.DataFrame(list(pool.map(partial(one_patient, seed=args.seed), range(n), chunksize=8)))
+        audit = partial(one_patient, seed=args.seed, classifier=args.classifier)
+        table = pd.DataFrame(list(pool.map(audit, range(n), chunksize=8)))
     bands = table.groupby('band').apply(summary, include_groups=False).reindex(BANDS)
     kinds = table.groupby('look_alikes').apply(summary, include_groups=False)
     total = summary(table)
     units = table.n_labels.mean()
-    print(f'{n} patients, seed {args.seed}, at most 100 answers each ({units:.0f} units), CPU')
+    print(f'{n} patients, seed {args.seed}, classifier {args.classifier}, CPU; at most 100 answers each '
+          f'({units:.0f} units)')
     print(pd.concat([bands, kinds, total.to_frame('all').T]).round(3).to_string())
     print(json.dumps(dict(
         coverage_min=round(bands.covers.min(), 4), coverage_max=round(bands.covers.max(), 4),
@@ -121,7 +138,7 @@ def main():
         width_ratio_ideal=round(total.width_ratio_ideal, 4),
         width_ratio_max_band=round(bands.width_ratio.max(), 4),
         frozen_coverage=round(total.frozen, 4), smear_coverage=round(total.covers_smear, 4),
-        n_patients=n, seed=args.seed, quick=args.quick)))
+        n_patients=n, seed=args.seed, classifier=args.classifier, quick=args.quick)))
 
 
 if __name__ == '__main__':

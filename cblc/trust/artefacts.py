@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['MEASURED', 'artefact_evidence', 'ArtefactScore', 'fit_artefacts', 'RejectionFigures', 'judge_rejection']
 
-# %% ../../nbs/trust/04_artefacts.ipynb #728a8382
+# %% ../../nbs/trust/04_artefacts.ipynb #f710baf6
 from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
-from scipy import special
+from scipy import special, stats
 from ..core.errors import InputError
 from ..core.measures import auc, exact_interval
 from .doubt import KnownCells, entropy_doubt
 
-# %% ../../nbs/trust/04_artefacts.ipynb #6be7d6c4
+# %% ../../nbs/trust/04_artefacts.ipynb #e34d47fa
 MEASURED = dict(area=30, nucleus_share=31, nucleus_contrast=32, nucleus_off=33, length=36, outline=37)
 
 
@@ -38,7 +38,7 @@ def artefact_evidence(
         table['entropy'] = entropy_doubt(probabilities)
     return pd.DataFrame(table)
 
-# %% ../../nbs/trust/04_artefacts.ipynb #92cc4ae6
+# %% ../../nbs/trust/04_artefacts.ipynb #e900917c
 def _kept(value, was, becomes):
     "Turn a value of one kind into another, and leave the rest"
     return becomes(value) if isinstance(value, was) else value
@@ -91,11 +91,21 @@ class ArtefactScore:
         return cls(**{name: _kept(value, list, tuple) for name, value in fitted.items()})
 
 
+def _most_lost(n, lost):
+    "Find how many of n cells may be lost so that the exact 95 % limit stays below a share"
+    if not 0 < lost < 1 or (1 - lost)**n > .05:
+        problem = f'{n} further cells cannot show a loss of {100*lost:g} % at most'
+        least = int(np.ceil(np.log(.05)/np.log(1 - lost))) if 0 < lost < 1 else 100
+        raise InputError(problem, f'give {least} or more, and a share between 0 and 1')
+    counts = np.arange(n)
+    return int(counts[stats.beta.ppf(.95, counts + 1, n - counts) <= lost].max())
+
+
 def fit_artefacts(
     evidence: pd.DataFrame,  # of the training side's finds
     is_artefact,             # n bools
     cells: pd.DataFrame,     # evidence of further real cells, by which the threshold is set
-    lost: float = .025,      # share of these that it may cost, 0-1
+    lost: float = .03,       # share of cells that it may cost at most, with 95 % certainty, 0-1
 ) -> ArtefactScore:
     "Learn to tell artefacts from cells, and freeze the threshold"
     from sklearn.linear_model import LogisticRegression
@@ -103,20 +113,17 @@ def fit_artefacts(
     if len(is_artefact) != len(values) or is_artefact.all() or not is_artefact.any():
         problem = 'artefacts can be learned only beside cells'
         raise InputError(problem, 'give finds of both kinds, a label each')
-    least = int(np.ceil(1/max(lost, 1e-9)))
-    if not 0 < lost < 1 or len(cells) < least:
-        problem = f'{len(cells)} further cells cannot show a loss of {100*lost:g} %'
-        raise InputError(problem, f'give {least} or more')
+    n_out = _most_lost(len(cells), lost)
     middle, scale = values.mean(0), values.std(0).clip(1e-9)
     model = LogisticRegression(class_weight='balanced', C=1., max_iter=1000)
     model.fit((values - middle)/scale, is_artefact)
     parts = [tuple(map(float, part)) for part in (middle, scale, model.coef_[0])]
     free = ArtefactScore(tuple(evidence), *parts, float(model.intercept_[0]), np.inf, 0.)
     scores = free.score(cells)
-    threshold = float(np.quantile(scores, 1 - lost, method='higher'))
+    threshold = float(np.sort(scores)[len(scores) - 1 - n_out])
     return ArtefactScore(tuple(evidence), *parts, free.bias, threshold, float((scores > threshold).mean()))
 
-# %% ../../nbs/trust/04_artefacts.ipynb #8454a4be
+# %% ../../nbs/trust/04_artefacts.ipynb #2e3457a2
 @dataclass(frozen=True)
 class RejectionFigures:
     "What leaving out artefacts does; undefined figures are NaN"

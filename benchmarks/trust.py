@@ -1,0 +1,468 @@
+"""Does doubt know where the errors are, on real cells of laboratories that a model never saw?
+
+    python benchmarks/trust.py [--work DIR] [--quick]
+
+Real single cells of six laboratories (`cblc.sources.real_cells`; Munich's two marrow sets are of one archive
+and leave together) are cut once and described once (kept in --work): by the classifier that ships, and by
+features that have seen no blood cell at all, EfficientNet-Lite0's ImageNet features and 56 measured numbers
+(`cblc.learn.appearance`). On the latter light heads (shrunken linear discriminants) are trained in a second,
+leaving each laboratory out in its turn; features are standardized within each laboratory, which needs no
+label. So `left-out laboratories` are left out indeed. The classifier that ships is judged out of laboratory
+on the two sets of segmentation_wbc alone, the only cells that its training never saw.
+
+Ten kinds: blasts (with promonocytes), N1, N2, N3, neutrophils (N4 and N5), E, B, M2, L, erythroblasts. Of a
+left-out laboratory the cells count whose kind the others teach (20 cells or more); the rest are its foreign
+cells.
+
+- error_ratio_at_10pct: rejecting the least certain tenth (by entropy), the error left over the error before;
+  the worst laboratory. Rejecting a tenth can take away a tenth at most, so beside it stands the least ratio
+  that any score could have reached at that error, and the share of the attainable that was attained.
+- error_at_099: wrong answers among those given at 0.99 by the guarded confidence of the other laboratories
+  (`cblc.trust.calibration`), over all left-out laboratories, with their number; and as stated, unguarded.
+- conformal_min, _max: coverage of 90 % sets of the classifier that ships, for each kind with 100 cells or
+  more at home that it was not shown, mean over random halves: one labels, the other is asked.
+- conformal_shift_min: coverage of a left-out laboratory's cells by sets that the other left-out laboratories
+  taught, weighted by likeness; the worst laboratory. conformal_shift_size: how many kinds such a set holds.
+- artefacts_rejected, cells_lost: bm_munich's NIF (test part) and bm_matek's artefacts against real cells, the
+  classifier's leaf, nucleus and distance together; the threshold costs 3 % of the training side's cells at
+  most. The classifier that ships was taught bm_matek's; _clean is a head that was not. NIF means *not
+  identifiable*: some of them are cells.
+- review_gain: how much narrower the interval becomes by the first 5 % of the cells in the queue's order, over
+  5 % at random; drawn patients, the lesser of the WHO blast ratio's and CBLC's. Beside it on a scale on which
+  an interval does not shrink because its ratio moved (arcsine), and for the error of the ratio.
+
+The last line is JSON.
+"""
+import argparse
+import json
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cblc.classifier import Classifier
+from cblc.data import VOCABULARY
+from cblc.learn.appearance import cell_features
+from cblc.sources.toys import toy_cells
+from cblc.trust.artefacts import artefact_evidence, fit_artefacts, judge_rejection
+from cblc.trust.calibration import class_calibration, fit_outside
+from cblc.trust.conformal import coverage, fit_conformal, fit_laboratories, shift_weights, union_sets
+from cblc.trust.doubt import KnownCells, compare_doubts, doubt_table, tell_apart
+from cblc.trust.psychometrics import certain_answers, fit_psychometric
+from cblc.trust.triage import review_course, review_queue
+
+SETS = ('bm_munich', 'bm_matek', 'pbc128', 'bcisc', 'aml_lmu', 'segmentation_wbc')
+MOST = dict(pbc128=700)   # cells a label; the classifier that ships was shown at most 400
+ARTEFACT = 'artefact'
+KINDS = {  # what the experts said -> one of ten kinds; other words are passed over
+    'N|M': 'blast', 'N': 'blast', 'M': 'blast', 'N1': 'N1', 'N2': 'N2', 'N3': 'N3', 'N4': 'neutrophil',
+    'N5': 'neutrophil', 'N4|N5': 'neutrophil', 'E': 'E', 'B': 'B', 'M2': 'M2', 'L': 'L', 'R': 'erythroblast',
+    'R2|R3': 'erythroblast', 'R1|R2|R3': 'erythroblast',
+}
+NAMES = ('blast', 'N1', 'N2', 'N3', 'neutrophil', 'E', 'B', 'M2', 'L', 'erythroblast')
+LEAST_TAUGHT = 20   # cells of a kind, below which a head does not know it
+SIZE = 128   # px, of the ImageNet features
+
+
+def recipe():
+    "Import the recipe of the shipped classifier, which cuts the cells"
+    folder = str(Path(__file__).resolve().parents[1]/'recipes')
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    import classifier
+    return classifier
+
+
+def imagenet_features(crops, batch=64):
+    "Describe crops by the mean of every stage of EfficientNet-Lite0 from the third on"
+    import torch
+
+    from cblc.cells.singles import as_crops
+    from cblc.learn.network import make_body
+    body, _, (mean, std) = make_body('tf_efficientnet_lite0', 2, 'package', SIZE)
+    mean, std = (torch.tensor(value, dtype=torch.float32).view(1, 3, 1, 1) for value in (mean, std))
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(crops), batch):
+            pixels = as_crops(crops[start:start + batch], SIZE).transpose(0, 3, 1, 2)
+            maps = body.eval().forward_intermediates((torch.from_numpy(pixels).float() - mean)/std)
+            found.append(torch.cat([stage.mean((2, 3)) for stage in (*maps[1][2:], maps[0])], 1).numpy())
+    return np.concatenate(found)
+
+
+def described(work, name, quick):
+    "Cut one set's cells and describe them, or read what was kept"
+    path, made = Path(work)/f'{name}_described.npz', recipe()
+    if not path.exists():
+        most = 30 if quick else MOST.get(name, 10**6)
+        cells = made.kept(work, name, partial(made.real_cells, name, most))
+        classifier = Classifier.load()
+        np.savez(
+            path, code=cells.table.code.to_numpy(str), part=cells.table.part.to_numpy(str),
+            laboratory=cells.table.set.to_numpy(str), group=cells.table.group.to_numpy(str),
+            shipped=classifier.probabilities(cells.crops, progress=False),
+            measured=cell_features(cells.crops), imagenet=imagenet_features(cells.crops))
+        print(f'{name}: {len(cells.crops)} cells described', flush=True)
+    with np.load(path) as file:
+        return {key: file[key] for key in file.files}
+
+
+def read_cells(arguments):
+    "Put all sets together: a table, and the arrays that go with it"
+    sets = {name: described(arguments.work, name, arguments.quick) for name in SETS}
+    arrays = {
+        key: np.concatenate([own[key] for own in sets.values()])
+        for key in ('shipped', 'measured', 'imagenet')
+    }
+    table = pd.concat([
+        pd.DataFrame({key: own[key] for key in ('code', 'part', 'laboratory', 'group')}).assign(set=name)
+        for name, own in sets.items()], ignore_index=True)
+    table['kind'] = table.code.map(KINDS)
+    table['laboratory'] = table.laboratory.replace('bm_matek', 'bm_munich')   # of one archive
+    return table, arrays
+
+
+def taught_cells(table):
+    "Mark the cells that the shipped classifier was shown: training and validation cells, PBC's first 400"
+    from cblc.sources.real_cells import read_real_cells
+    made = recipe()
+    first = made.first_by_hash(read_real_cells(sets=['pbc128']), 400)
+    shown = {Path(path).stem for path in first.path}
+    stems = table.group.str.split(' ', n=2).str[2]
+    is_first = (table.set != 'pbc128') | stems.isin(shown)
+    return (is_first & table.part.isin(['train', 'valid']) & (table.set != 'segmentation_wbc')).to_numpy()
+
+
+def standardized(features, laboratory):
+    "Give each feature mean 0 and deviation 1 within each laboratory, without a label"
+    scaled = np.empty(features.shape, np.float64)
+    for name in np.unique(laboratory):
+        own = features[laboratory == name]
+        scaled[laboratory == name] = (own - own.mean(0))/own.std(0).clip(1e-6)
+    return scaled
+
+
+class Head:
+    "A shrunken linear discriminant on principal components, every kind alike, calibrated on validation cells"
+
+    def __init__(self, features, kinds, valid):
+        from sklearn.decomposition import PCA
+        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+        from sklearn.pipeline import make_pipeline
+
+        from cblc.learn.leaves import fit_temperature
+        names = np.unique(kinds[~valid])
+        width = min(200, (~valid).sum() - 1)
+        model = LinearDiscriminantAnalysis(
+            solver='lsqr', shrinkage='auto', priors=np.full(len(names), 1/len(names)))
+        self.model = make_pipeline(PCA(width, random_state=0, svd_solver='randomized'), model)
+        self.model.fit(features[~valid], kinds[~valid])
+        self.names, self.temperature = tuple(names), 1.
+        asked = valid & np.isin(kinds, names)
+        if asked.sum() >= 50:
+            log_p = np.log(self.model.predict_proba(features[asked]).clip(1e-12))
+            self.temperature = fit_temperature(log_p, kinds[asked][:, None] == names)
+
+    def __call__(self, features, names=NAMES):
+        "Give probabilities of all kinds, 0 for those that were not taught"
+        from cblc.learn.leaves import to_probabilities
+        if not len(features):
+            return np.zeros((0, len(names)))
+        own = to_probabilities(np.log(self.model.predict_proba(features).clip(1e-12)), self.temperature)
+        p = np.zeros((len(features), len(names)))
+        for k, name in enumerate(self.names):
+            p[:, names.index(name)] = own[:, k]
+        return p
+
+
+def teach(table, features, without, least=LEAST_TAUGHT):
+    "Train a head on all laboratories that may teach but some; also the kinds it was taught well enough"
+    may = table.kind.notna() & (table.set != 'segmentation_wbc') & ~table.laboratory.isin(without)
+    rows = np.flatnonzero(may.to_numpy())
+    kinds, valid = table.kind.to_numpy(object)[rows], (table.part == 'valid').to_numpy()[rows]
+    counts = pd.Series(kinds[~valid]).value_counts()
+    known = [name for name in NAMES if counts.get(name, 0) >= least]
+    kept = np.isin(kinds, known)
+    return Head(features[rows[kept]], kinds[kept].astype(str), valid[kept]), known, rows[kept]
+
+
+def left_out_answers(table, features, laboratories):
+    "Judge every laboratory by a head that saw neither it nor, in turn, another one"
+    answers = {}
+    for one in laboratories:
+        for other in [None, *laboratories]:
+            if other == one:
+                continue
+            head, known, _ = teach(table, features, {one, other})
+            own = np.flatnonzero(((table.laboratory == one) & table.kind.notna()).to_numpy())
+            is_known = table.kind.iloc[own].isin(known).to_numpy()
+            answers[one, other] = own, is_known, head(features[own])
+    return answers
+
+
+def kind_probabilities(leaf_probabilities):
+    "Sum the shipped classifier's leaves to kinds; what is none of them is left out of the sum"
+    leaves = Classifier.load().leaves
+    of_kind = dict(
+        blast=('N', 'N0', 'M', 'M0', 'M1'), N1=('N1',), N2=('N2',), N3=('N3',), neutrophil=('N4', 'N5'),
+        E=('E',), B=('B',), M2=('M2',), L=('L',), erythroblast=('R', 'R1', 'R2', 'R3'))
+    sums = np.stack([leaf_probabilities[:, [leaves.names.index(leaf) for leaf in of_kind[name]]].sum(1)
+                     for name in NAMES], 1)
+    artefact = leaf_probabilities[:, [leaves.names.index(leaf) for leaf in ('V', ARTEFACT)]].sum(1)
+    return sums/sums.sum(1, keepdims=True).clip(1e-9), artefact
+
+
+def judge_doubts(table, features, answers, laboratories):
+    "Say what each score of doubt is worth in every left-out laboratory"
+    rows = []
+    for one in laboratories:
+        own, is_known, p = answers[one, None]
+        _, known, taught = teach(table, features, {one})
+        reference = KnownCells.fit(features[taught][:, -56:], table.kind.iloc[taught].to_numpy(str))
+        doubts = doubt_table(p, features[own][:, -56:], reference)
+        kind = table.kind.iloc[own].to_numpy(object)
+        is_wrong = np.array(NAMES, object)[p.argmax(1)] != kind
+        worth = compare_doubts(doubts[is_known], is_wrong[is_known])
+        foreign = tell_apart(doubts[is_known], doubts[~is_known]) if (~is_known).sum() >= 20 else {}
+        home = np.flatnonzero((table.part == 'test').to_numpy() & table.kind.isin(known).to_numpy()
+                              & (table.laboratory != one).to_numpy())
+        head, _, _ = teach(table, features, {one})
+        usual = doubt_table(head(features[home]), features[home][:, -56:], reference)
+        shift = tell_apart(usual, doubts[is_known])
+        for name, row in worth.iterrows():
+            rows.append(
+                dict(laboratory=one, n=int(is_known.sum()), error=is_wrong[is_known].mean(), score=name)
+                | row.to_dict() | dict(
+                    attained=(1 - row.ratio)/(1 - row.least_ratio), shift=shift[name],
+                    n_foreign=int((~is_known).sum()), foreign=foreign[name] if len(foreign) else np.nan))
+    return pd.DataFrame(rows)
+
+
+def judge_certainty(table, answers, laboratories):
+    "Count errors among answers at 0.99 in each left-out laboratory, by the guarded confidence of the others"
+    rows = []
+    for one in laboratories:
+        parts = []
+        for other in laboratories:
+            if other != one:
+                own, is_known, p = answers[other, one]
+                right = np.array(NAMES, object)[p.argmax(1)] == table.kind.iloc[own].to_numpy(object)
+                parts.append((p.max(1)[is_known], right[is_known], np.repeat(other, is_known.sum())))
+        confidence, right, laboratory = (np.concatenate(part) for part in zip(*parts))
+        outside = fit_outside(confidence, right, laboratory)
+        own, is_known, p = answers[one, None]
+        right = (np.array(NAMES, object)[p.argmax(1)] == table.kind.iloc[own].to_numpy(object))[is_known]
+        stated = p.max(1)[is_known]
+        for how, values in (('stated', stated), ('expected', outside.expected(stated)),
+                            ('guarded', outside.guarded(stated))):
+            rows.append(dict(laboratory=one, how=how) | certain_answers(values, right).to_json())
+    return pd.DataFrame(rows)
+
+
+def judge_home_sets(p, kinds, least=100, halves=100):
+    "Measure the coverage of 90 % sets on cells of the home laboratories that the classifier was not shown"
+    rng, covered, sizes = np.random.default_rng(0), [], []
+    for _ in range(halves):
+        order = rng.permutation(len(kinds))
+        known, asked = order[::2], order[1::2]
+        sets = fit_conformal(kinds[known], p[known], NAMES).sets(p[asked])
+        found = coverage(kinds[asked], sets, NAMES)
+        covered.append(found.covered)
+        sizes.append(found['size'])
+    counts = pd.Series(kinds).value_counts()
+    names = [name for name in NAMES if counts.get(name, 0) >= least]
+    figures = pd.DataFrame(dict(covered=np.mean(covered, 0), size=np.mean(sizes, 0)), index=covered[0].index)
+    return figures.loc[names].assign(n=counts[names])
+
+
+def judge_shifted_sets(table, features, measured, answers, laboratories):
+    "Measure the coverage of 90 % sets in left-out laboratories, calibrated at home and by other laboratories"
+    rows = []
+    for one in laboratories:
+        own, is_known, p = answers[one, None]
+        own, p = own[is_known], p[is_known]
+        kind = table.kind.iloc[own].to_numpy(object)
+        head, known, taught = teach(table, features, {one})
+        at_home = taught[(table.part == 'valid').to_numpy()[taught]]
+        home = fit_conformal(table.kind.iloc[at_home].to_numpy(object), head(features[at_home]), NAMES)
+        parts = []
+        for other in laboratories:
+            if other != one:
+                rest, is_told, q = answers[other, one]
+                weights, _ = shift_weights(measured[rest[is_told]], measured[own])
+                parts.append((table.kind.iloc[rest[is_told]].to_numpy(object), q[is_told],
+                              np.repeat(other, is_told.sum()), weights))
+        kinds, chances, names, weights = (np.concatenate(part) for part in zip(*parts))
+        fitted = fit_laboratories(kinds, chances, names, NAMES, weights=weights)
+        possible = np.isin(NAMES, known)
+        for how, sets in (('at home', home.sets(p)), ('left-out, weighted', union_sets(fitted, p))):
+            found = coverage(kind, sets & possible, NAMES).loc['all']
+            rows.append(dict(laboratory=one, how=how, kinds=int(possible.sum())) | found.to_dict())
+    return pd.DataFrame(rows)
+
+
+def judge_artefacts(table, features, measured, artefact_leaf=None, lost=.03):
+    "Keep artefacts out: learned on Munich's training part, priced on validation cells, asked of the rest"
+    is_artefact = (table.code == ARTEFACT).to_numpy()
+    usable = (is_artefact | table.kind.notna().to_numpy()) & (table.set != 'segmentation_wbc').to_numpy()
+    from_matek = (table.set == 'bm_matek').to_numpy()
+    kinds = table.kind.where(~is_artefact, ARTEFACT).to_numpy(object)
+    train, valid, test = ((table.part == part).to_numpy() & usable & ~from_matek
+                          for part in ('train', 'valid', 'test'))
+    p_artefact = artefact_leaf
+    if p_artefact is None:
+        names = (*NAMES, ARTEFACT)
+        head = Head(features[train], kinds[train].astype(str), np.zeros(train.sum(), bool))
+        p_artefact = np.full(len(table), np.nan)
+        asked = usable & ~train
+        p_artefact[asked] = head(features[asked], names)[:, -1]
+    cells = train & ~is_artefact
+    known = KnownCells.fit(measured[cells], kinds[cells].astype(str))
+    evidence = artefact_evidence(measured, known, np.nan_to_num(p_artefact, nan=.5))
+    half = np.zeros(len(table), bool)
+    half[np.flatnonzero(valid & ~is_artefact)[::2]] = True
+    learned = valid & ~half
+    fitted = fit_artefacts(evidence[learned], is_artefact[learned], evidence[half], lost)
+    asked = {'bm_munich NIF': test & is_artefact & (table.set == 'bm_munich').to_numpy(),
+             'bm_matek artefacts': from_matek & is_artefact, 'cells of the test parts': test & ~is_artefact,
+             'cells of bm_matek': from_matek & ~is_artefact & usable}
+    rows = {name: dict(n=int(own.sum()), left_out=float(fitted.rejects(evidence[own]).mean()))
+            for name, own in asked.items() if own.any()}
+    every = test | (from_matek & usable)
+    return pd.DataFrame(rows).T, judge_rejection(fitted, evidence[every], is_artefact[every])
+
+
+def review_gain(n_patients, share=.05):
+    "Measure what the first cells of the queue do to both intervals of drawn patients, beside cells at random"
+    rows = []
+    for seed in range(n_patients):
+        rng = np.random.default_rng([15, seed])
+        cells = toy_cells(
+            float(np.exp(rng.uniform(*np.log([.03, .5])))), n=int(rng.choice([200, 500, 1000])),
+            separation=float(rng.choice([3., 4.5, 6.])), seed=1000 + seed)
+        queue, chance = review_queue(cells, vocabulary=VOCABULARY), rng.permutation(len(cells))
+        looks, orders = [int(share*len(cells))], dict(none=queue[:0], queue=queue, random=chance)
+        truth = dict(cblc=np.mean(VOCABULARY.is_cblc(cells.code)),
+                     who_blast=cells.code.isin(VOCABULARY.table.code[VOCABULARY.table.who_blast]).mean())
+        for how, order in orders.items():
+            row = review_course(cells, cells.code, order, looks, vocabulary=VOCABULARY).iloc[0]
+            for name, true in truth.items():
+                low, high, ratio = (row[f'{name}_{part}'] for part in ('low', 'high', 'ratio'))
+                scaled = 2*(np.arcsin(np.sqrt(high)) - np.arcsin(np.sqrt(low)))
+                figures = dict(width=high - low, scaled=scaled, error=abs(ratio - true))
+                rows.append(dict(name=name, how=how) | figures)
+    means = pd.DataFrame(rows).groupby(['name', 'how']).mean().unstack()
+    gains = {}
+    for figure in ('width', 'scaled', 'error'):
+        own = means[figure]
+        gains[figure] = (own.none - own.queue)/(own.none - own.random)
+    return means, pd.DataFrame(gains)
+
+
+def parse_arguments():
+    "Read the command line"
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument('--work', help='folder for cells; they are cut and described once')
+    parser.add_argument('--patients', type=int, default=200, help='drawn, for the review')
+    parser.add_argument('--quick', action='store_true')
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.patients = 12
+    arguments.work = arguments.work or tempfile.mkdtemp()
+    Path(arguments.work).mkdir(parents=True, exist_ok=True)
+    return arguments
+
+
+def judge_shipped(table, kinds_p):
+    "Judge the shipped classifier on the two laboratories that no weight of it has seen"
+    for one in ('wbc_dataset1', 'wbc_dataset2'):
+        own = np.flatnonzero((table.laboratory == one).to_numpy() & table.kind.notna().to_numpy())
+        kind, p = table.kind.iloc[own].to_numpy(object), kinds_p[own]
+        wrong = np.array(NAMES, object)[p.argmax(1)] != kind
+        print(f'the shipped classifier in {one}: n={len(own)}, {100*wrong.mean():.1f} % wrong')
+        print(compare_doubts(doubt_table(p), wrong).round(3).to_string())
+        print(f'  at 0.99: {certain_answers(p.max(1), ~wrong).to_json()}')
+        called, is_cblc = p[:, :2].sum(1), np.isin(kind, NAMES[:2])
+        of_cblc = compare_doubts(doubt_table(np.c_[called, 1 - called]), (called >= .5) != is_cblc)
+        print(f'  CBLC or not: {100*((called >= .5) != is_cblc).mean():.1f} % wrong, '
+              f'ratio at 10 % {of_cblc.ratio.iloc[0]:.3f}')
+
+
+def judge_curves(table, answers, laboratories):
+    "Fit accuracy against the log-odds of the confidence in every left-out laboratory"
+    rows = {}
+    for one in laboratories:
+        own, is_known, p = answers[one, None]
+        right = np.array(NAMES, object)[p.argmax(1)] == table.kind.iloc[own].to_numpy(object)
+        p, right = p[is_known].max(1).clip(1e-6, 1 - 1e-6), right[is_known]
+        fit = fit_psychometric(np.log(p/(1 - p)), right).to_json()
+        names = ('n', 'threshold', 'slope', 'lapse', 'lapse_low', 'lapse_high')
+        rows[one] = {name: fit[name] for name in names}
+    return pd.DataFrame(rows).T
+
+
+def judge_outside(table, features, measured, laboratories, figures):
+    "Judge doubt, certainty and sets in left-out laboratories"
+    answers = left_out_answers(table, features, laboratories)
+    doubts = judge_doubts(table, features, answers, laboratories)
+    print('\nscores of doubt in left-out laboratories\n', doubts.round(3).to_string(index=False))
+    best = doubts[doubts.score == 'entropy']
+    figures |= dict(error_ratio_at_10pct=best.ratio.max(), least_ratio_at_10pct=best.least_ratio.max(),
+                    attained_at_10pct=best.attained.min())
+    certain = judge_certainty(table, answers, laboratories)
+    print('\ncertain answers\n', certain.round(4).to_string(index=False))
+    sums = certain.groupby('how')[['n', 'n_certain', 'n_wrong']].sum()
+    errors = sums.n_wrong/sums.n_certain
+    print(sums.assign(error=errors).round(4).to_string())
+    figures |= dict(error_at_099=errors['guarded'], n_at_099=sums.n_certain['guarded'],
+                    error_at_099_stated=errors['stated'], n_at_099_stated=sums.n_certain['stated'])
+    shifted = judge_shifted_sets(table, features, measured, answers, laboratories)
+    print('\n90 % sets in left-out laboratories\n', shifted.round(3).to_string(index=False))
+    weighted = shifted[shifted.how == 'left-out, weighted']
+    figures |= dict(conformal_shift_min=weighted.covered.min(), conformal_shift_size=weighted['size'].mean())
+    curves = judge_curves(table, answers, laboratories)
+    print('\naccuracy against confidence\n', curves.round(3).to_string())
+
+
+def judge_at_home(table, kinds_p, quick, figures):
+    "Judge calibration and sets of the shipped classifier on cells of its laboratories it was not shown"
+    from_home = table.kind.notna().to_numpy() & (table.set != 'segmentation_wbc').to_numpy()
+    unseen = from_home & ~taught_cells(table)
+    kinds, p = table.kind[unseen].to_numpy(object), kinds_p[unseen]
+    print('\ncalibration at home\n', class_calibration(kinds, p, NAMES).round(3).to_string())
+    home = judge_home_sets(p, kinds, 2 if quick else 100)
+    print('\n90 % sets at home\n', home.round(4).to_string())
+    figures |= dict(conformal_min=home.covered.min(), conformal_max=home.covered.max())
+
+
+def main():
+    "Print the tables and the line of JSON"
+    arguments, figures = parse_arguments(), {}
+    table, arrays = read_cells(arguments)
+    kinds_p, artefact_leaf = kind_probabilities(arrays['shipped'])
+    measured, laboratory = arrays['measured'].astype(float), table.laboratory.to_numpy(str)
+    features = np.hstack([standardized(arrays[name], laboratory) for name in ('imagenet', 'measured')])
+    words = table.assign(kind=table.kind.fillna(table.code))
+    print(words.groupby(['laboratory', 'kind']).size().unstack(0, fill_value=0).to_string())
+    counts = table[table.kind.notna()].laboratory.value_counts()
+    laboratories = sorted(counts.index[counts >= (30 if arguments.quick else 50)])
+    judge_outside(table, features, measured, laboratories, figures)
+    judge_shipped(table, kinds_p)
+    judge_at_home(table, kinds_p, arguments.quick, figures)
+    for ending, leaf in (('', artefact_leaf), ('_clean', None)):
+        rows, judged = judge_artefacts(table, features, measured, leaf, .3 if arguments.quick else .03)
+        print(f'\nartefacts{ending}\n', rows.round(3).to_string(), '\n', judged)
+        figures |= {f'artefacts_rejected{ending}': judged.rejected, f'cells_lost{ending}': judged.lost}
+    means, gains = review_gain(arguments.patients)
+    print('\nreview of 5 % of the cells\n', means.round(4).to_string(), '\n', gains.round(2).to_string())
+    figures |= dict(review_gain=gains.width.min(), review_gain_scaled=gains.scaled.min(),
+                    review_gain_error=gains.error.min())
+    print(json.dumps({name: round(float(value), 4) for name, value in figures.items()}))
+
+
+if __name__ == '__main__':
+    main()
