@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ASIDE', 'BatchPlan', 'patient_fingerprint', 'PatientWorker', 'make_worker', 'run_batch']
 
-# %% ../../nbs/batch/02_walk.ipynb #871d00e3
+# %% ../../nbs/batch/02_walk.ipynb #a367d715
 import errno
 import os
 import traceback
@@ -23,7 +23,7 @@ from ..core.workers import Lost, count_workers, run_jobs
 from ..diagnose import Request, diagnose, open_models
 from ..sources.pictures import list_files
 
-# %% ../../nbs/batch/02_walk.ipynb #c84db55c
+# %% ../../nbs/batch/02_walk.ipynb #eb8ec045
 @dataclass(frozen=True)
 class BatchPlan:
     "What is the same for all patients of a batch; crosses to every worker"
@@ -65,7 +65,7 @@ def _request_for(job, request):
     return replace(request, settings=settings, center=job.center or request.center, progress=False,
                    um_per_px=job.um_per_px or request.um_per_px)
 
-# %% ../../nbs/batch/02_walk.ipynb #1457b7e0
+# %% ../../nbs/batch/02_walk.ipynb #e45db8a9
 class PatientWorker:
     "A worker that opened the models once, and diagnoses one patient after the other"
 
@@ -143,7 +143,7 @@ class PatientWorker:
         row = failed_row(job.patient_id, hide_folders(problem))
         return dict(row=row, before=False, stop=stop, trace=trace)
 
-# %% ../../nbs/batch/02_walk.ipynb #8932e125
+# %% ../../nbs/batch/02_walk.ipynb #2c32b333
 def make_worker(
     about: dict,        # fields of `BatchPlan`
 ) -> PatientWorker:

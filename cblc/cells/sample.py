@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SampleSettings', 'FieldSampler']
 
-# %% ../../nbs/cells/12_sample.ipynb #0ef39bbd
+# %% ../../nbs/cells/12_sample.ipynb #611048a3
 from dataclasses import dataclass, fields
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from ..core.errors import BadImage, InputError
 from ..core.images import read_image
 from ..segmentation import segment_images, shared_scale
 
-# %% ../../nbs/cells/12_sample.ipynb #f8e80819
+# %% ../../nbs/cells/12_sample.ipynb #205a4c2e
 @dataclass(frozen=True)
 class SampleSettings:
     "How much of a slide is read"
@@ -29,11 +29,11 @@ class SampleSettings:
                 raise InputError(f'{field.name}={value!r}', 'give a whole number of 1 or more', 'a slide')
 
 
-_FEWEST, _MOST = 2, 16      # fields that are read together
+_FEWEST, _MOST = 1, 16      # fields that are read together
 _SCALED = 6                 # fields by which the scale of a slide is estimated, where its file tells none
 _NOT_READ = 8               # fields of a slide that cannot be read, after which it is given up
 
-# %% ../../nbs/cells/12_sample.ipynb #e7f2c574
+# %% ../../nbs/cells/12_sample.ipynb #26552892
 def _readable(paths, most):
     "Read the first pictures that can be read"
     images = []

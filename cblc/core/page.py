@@ -8,6 +8,7 @@ __all__ = ['TEMPLATES', 'data_uri', 'figure_uri', 'render_page']
 # %% ../../nbs/core/17_page.ipynb #c002
 import base64
 import io
+from functools import lru_cache
 from pathlib import Path
 import cblc
 from .errors import DISCLAIMER
@@ -44,14 +45,19 @@ def figure_uri(
 TEMPLATES = Path(cblc.__file__).parent / 'assets' / 'report'
 
 
+@lru_cache(maxsize=2)
+def _environment(folder):
+    "Open a folder of templates, each of which is compiled once"
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    return Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
+                       trim_blocks=True)
+
+
 def render_page(
     template: str,  # a file of `TEMPLATES`
     **values,       # what the template names; text is escaped, `markupsafe.Markup` is not
 ) -> str:           # HTML, or whatever the template is
     "Fill a template of the package"
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
-    loader = FileSystemLoader(TEMPLATES)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     css = Markup((TEMPLATES / 'style.css').read_text(encoding='utf-8'))
-    return environment.get_template(template).render(css=css, disclaimer=DISCLAIMER, **values)
+    return _environment(TEMPLATES).get_template(template).render(css=css, disclaimer=DISCLAIMER, **values)

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'HALO_UM', 'overview_factor', 'measure_overview', 'SurveySettings', 'judge_squares', 'Survey', 'survey_slide',
            'plot_survey', 'slide_fields']
 
-# %% ../../nbs/core/26_survey.ipynb #a7739058
+# %% ../../nbs/core/26_survey.ipynb #ea66d2a1
 import hashlib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +16,7 @@ from .errors import BadImage, InputError
 from .regions import make_overview, open_slide, region_path
 from .slides import slide_key
 
-# %% ../../nbs/core/26_survey.ipynb #a5db9eda
+# %% ../../nbs/core/26_survey.ipynb #54bdf53f
 _UM_A_PIXEL = 4.           # of the small copy
 _FACTOR = 16.              # px of the slide a px of the copy, where nobody says how large a pixel is
 _MOST_SIDE = 4096          # px of the copy
@@ -44,11 +44,12 @@ def measure_overview(
     red, green, blue = (np.clip(_DENSITY[overview[..., k]] - glass[k], 0, None) for k in range(3))
     return red - .5*blue > _NUCLEAR, green
 
-# %% ../../nbs/core/26_survey.ipynb #a103da23
+# %% ../../nbs/core/26_survey.ipynb #fa717942
 @dataclass(frozen=True)
 class SurveySettings:
     "Which places of a slide are countable"
-    side: int = 2048             # px of the full resolution, longest side of a square
+    side: int = 1024             # px of the full resolution, longest side of a square: small, so that 500
+                                 # cells are of several places
     least_nuclear: float = .001  # share of nuclear pixels, below which a place is bare: not one cell a square
     most_nuclear: float = .65    # above which it is a particle
     most_density: float = .8     # mean optical density in green, above which cells lie on each other
@@ -111,7 +112,7 @@ def judge_squares(
             kinds[is_far] = 'far'
     return kinds
 
-# %% ../../nbs/core/26_survey.ipynb #f932fd9b
+# %% ../../nbs/core/26_survey.ipynb #810fac4a
 @dataclass(frozen=True)
 class Survey:
     "What a slide holds, and in which order its countable squares are read"
@@ -173,7 +174,7 @@ def plot_survey(
     ax.axis('off')
     return ax
 
-# %% ../../nbs/core/26_survey.ipynb #2a89c3c9
+# %% ../../nbs/core/26_survey.ipynb #f3e05d64
 HALO_UM, _HALO_PX = 30., 256    # read around a field: µm, wider than a cell, and px at an unknown scale
 
 

@@ -21,11 +21,17 @@ _BLACK = 20                    # gray levels: the shadow around what a lens show
 @dataclass(frozen=True)
 class Overview:
     "A picture made small, its light leveled"
-    fine: np.ndarray      # h x w float32, mean 0: what correlation is measured on
+    packed: np.ndarray    # h x w int8, `fine` in steps of `unit`: hundreds of pictures are kept at once
+    unit: float           # gray levels a step
     coarse: np.ndarray    # smaller still: what phase correlation sees
     square: np.ndarray    # the whole as 128 x 128, mean 0 and deviation 1; zeros for an empty picture
     step: float           # px of the picture a px of `fine`
     size: tuple           # width, height of the picture, px
+
+    @property
+    def fine(self) -> np.ndarray:   # h x w float32, mean 0: what correlation is measured on
+        "Unpack the overview"
+        return self.packed.astype(np.float32)*np.float32(self.unit)
 
 
 def usual_step(
@@ -67,8 +73,10 @@ def make_overview(
     fine = _shrink(gray, step)
     coarse = _shrink(fine, _FINE/_COARSE)
     shown = cv2.erode((fine > _BLACK).astype(np.float32), np.ones((5, 5)))
-    leveled = _level(fine, shown, 16), _level(coarse, _shrink(shown, _FINE/_COARSE), 4)
-    return Overview(*leveled, _square(leveled[0]), step, (image.shape[1], image.shape[0]))
+    leveled, coarse = _level(fine, shown, 16), _level(coarse, _shrink(shown, _FINE/_COARSE), 4)
+    unit = max(float(np.abs(leveled).max()), 1e-6)/127
+    packed = np.round(leveled/unit).astype(np.int8)
+    return Overview(packed, unit, coarse, _square(leveled), step, (image.shape[1], image.shape[0]))
 
 # %% ../../nbs/sources/12_overlap.ipynb #v012
 _PEAKS, _CLEAR = 4, 4.5        # shifts that are looked at; standard deviations above which a peak is one
@@ -186,9 +194,10 @@ def overlap(
         parts = _shared(first.coarse, second.coarse, dx, dy)
         if parts is None or _correlation(*parts) < .3:
             continue
-        shift = _fit(first.fine, second.fine, round(dx*zoom), round(dy*zoom), slack=8)
-        parts = shift and _shared(first.fine, second.fine, *shift)
-        if not parts or parts[0].size < _LEAST_SHARED*min(first.fine.size, second.fine.size):
+        fine = first.fine, second.fine
+        shift = _fit(*fine, round(dx*zoom), round(dy*zoom), slack=8)
+        parts = shift and _shared(*fine, *shift)
+        if not parts or parts[0].size < _LEAST_SHARED*min(first.packed.size, second.packed.size):
             continue
         if _is_alike_everywhere(*parts) and not (_repeats_itself(first) or _repeats_itself(second)):
             return tuple(round(px*first.step) for px in shift)

@@ -271,7 +271,7 @@ def gather(
     problems = problems + unread + bad + uncut
     return Pictures(images, overlaps, problems, notes + more + same, surveys, overviews)
 
-# %% ../../nbs/sources/13_pictures.ipynb #5adb2b94
+# %% ../../nbs/sources/13_pictures.ipynb #ed52355d
 def _slide_note(name, survey, n_read):
     "Say how a slide was sampled, and what its file does not tell"
     unknown = [what for what, value in (('the size of a pixel', survey.um_per_px),
