@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event, Lock
 import numpy as np
 from .errors import InputError
 
@@ -131,6 +132,19 @@ def _check_one_input(path, n_inputs):
         raise InputError(f'has {n_inputs} inputs, one is wanted', where=path)
 
 
+_first_call, _has_answered = Lock(), Event()   # of OpenVINO in this process
+
+
+def _alone_at_first(infer, batch):
+    "Let a process's first inference be made by one thread alone: two would wait for each other for ever"
+    if _has_answered.is_set():
+        return infer(batch)
+    with _first_call:
+        answer = infer(batch)
+        _has_answered.set()
+        return answer
+
+
 def _open_openvino(path, threads, precision, streams):
     "Compile a graph with OpenVINO: (run, shape of the input)"
     _silence_reports()
@@ -144,12 +158,15 @@ def _open_openvino(path, threads, precision, streams):
     for _ in range(streams):
         free.put(network.create_infer_request())
 
-    def run(batch):
+    def infer(batch):
         request = free.get()
         try:
             return [np.array(output) for output in request.infer([batch], share_inputs=True).to_tuple()]
         finally:
             free.put(request)
+
+    def run(batch):
+        return _alone_at_first(infer, batch)
     return run, [side.get_length() if side.is_static else None for side in network.input(0).partial_shape]
 
 
