@@ -257,6 +257,7 @@ def _written_aside(folder):
     finally:
         remove(aside)
 
+# %% ../nbs/05_external.ipynb #54366034
 def _hide_paths(cell, folders):
     "Take the paths of this machine out of a cell's code and of what it printed"
     cell.source = hide_folders(cell.source, *folders)
@@ -294,6 +295,7 @@ def _tidy(notebook, folders):
         _hide_paths(cell, folders)
     nbformat.write(executed, notebook)
 
+# %% ../nbs/05_external.ipynb #f218ade3
 def _parameters(cohort, model, settings):
     "Fill in the notebook's parameters, paths such that they hold in any folder"
     paths = dict(cohort=cohort, model=model, segmenter=settings.segmenter, cells=settings.cells,

@@ -382,8 +382,8 @@ def _cautions(counted, n_fields, interval, who, non_erythroid, settings):
                f'takes cells of one field to be alike by an intraclass correlation of {settings.icc}')
     if undecided := crossed(who):
         lines = ', '.join(f'{100*t:.0f} %' for t in undecided)
-        yield (f'the interval of the WHO blast ratio crosses {lines}: '
-               'this count cannot decide which side the patient is on')
+        yield (f'by counting error alone the plain WHO blast ratio crosses {lines}: '
+               'it cannot decide which side the patient is on')
     if 'p_cblc' in counted and not interval[0] <= counted.p_cblc.mean() <= interval[1]:
         yield (f'the probabilities of CBLC add up to {100*counted.p_cblc.mean():.1f} %, out of its interval: '
                'the model is unsure of many cells, or leans')

@@ -226,6 +226,7 @@ def _tuples(value):
     "Turn lists within lists into tuples"
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
+# %% ../../nbs/ratio/01_prevalence.ipynb #facd1a8b
 def few_patients(
     validation: Validation,  # of an earlier version: without the candidates' probabilities
 ) -> Validation:             # with those of the prior, where it had fewer than five patients
@@ -239,6 +240,7 @@ def few_patients(
                    deff_other=1 + max(n_other - 1, 0)*icc, icc_weights_cblc=ICC_PRIOR,
                    icc_weights_other=ICC_PRIOR)
 
+# %% ../../nbs/ratio/01_prevalence.ipynb #fc2cd680
 def _support(weights, right, wrong, deff, n_centers):
     "Weigh the other centers' cells against a center's own: 1 where centers are alike, near 0 where not"
     between = weights @ np.array(CENTER_SDS)**2

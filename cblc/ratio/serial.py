@@ -278,6 +278,24 @@ def _write_counts(ax, counted):
                     (smear.date, 100*max(smear.corrected_high, smear.raw_ratio)), (0, 4),
                     textcoords='offset points', ha='center', fontsize=7)
 
+_APART = .14    # of the axis' width, which a written date needs
+
+def _chosen_dates(dates):
+    "Choose the dates to be written: the first, the last, and those between that have room"
+    days = pd.to_datetime(pd.Series(dates)).sort_values().drop_duplicates().tolist()
+    if len(days) < 2:
+        return days
+    room, chosen = _APART*(days[-1] - days[0]), days[:1]
+    for day in days[1:-1]:
+        if day - chosen[-1] >= room and days[-1] - day >= room:
+            chosen.append(day)
+    return [*chosen, days[-1]]
+
+def _write_dates(ax, dates):
+    "Write the dates of the smears along the axis"
+    chosen = _chosen_dates(dates)
+    ax.set_xticks(chosen, [f'{date:%Y-%m-%d}' for date in chosen], fontsize=8)
+
 def plot_serial(
     table: pd.DataFrame,  # from `serial_table`
     ax=None,              # matplotlib axes; default: new ones
@@ -302,6 +320,6 @@ def plot_serial(
     ticks = [y for y in (0, 5, 10, 20, 40, 60, 80, 100) if y <= top]
     ax.set(ylim=(0, top), ylabel=_Y_LABELS[target], yticks=ticks)
     ax.margins(x=.06)
-    ax.tick_params(axis='x', labelsize=8)
+    _write_dates(ax, table.date)
     ax.legend(frameon=False, fontsize=7, loc='upper center', ncols=3, bbox_to_anchor=(.5, 1.13))
     return ax
