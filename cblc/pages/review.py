@@ -91,10 +91,10 @@ def cut_window(
     left, top, side = window
     cut = np.full((side, side, 3), _GROUND, np.uint8)
     height, width = image.shape[:2]
-    rows, columns = np.arange(top, top + side), np.arange(left, left + side)
-    is_row, is_column = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
-    if is_row.any() and is_column.any():
-        cut[np.ix_(is_row, is_column)] = image[np.ix_(rows[is_row], columns[is_column])]
+    first, last = (max(top, 0), max(left, 0)), (min(top + side, height), min(left + side, width))
+    if first[0] < last[0] and first[1] < last[1]:
+        inside = cut[first[0] - top:last[0] - top, first[1] - left:last[1] - left]
+        inside[:] = image[first[0]:last[0], first[1]:last[1]]
     return cut
 
 
