@@ -16,12 +16,13 @@ def read_checklist() -> pd.DataFrame:  # list, item, asks, where, needs, open; e
     return pd.read_csv(TEMPLATES / 'checklist.csv', dtype=str, keep_default_na=False)
 
 # %% ../../nbs/pages/04_checklist.ipynb #n004
-KINDS = ('flow', 'internal', 'split', 'diagnosis', 'threshold', 'quality', 'groups', 'pooled')
+KINDS = ('flow', 'internal', 'split', 'diagnosis', 'threshold', 'quality', 'groups', 'pooled', 'readers')
 
 
 def facts(
     results,                      # `CenterResult`s, as `cblc.hospital.summary.read_centers` gives them
     pooled: pd.DataFrame = None,  # from `pool_centers`
+    has_readers: bool = False,    # a second reader was compared
 ) -> set:                         # some of `KINDS`
     "Name the kinds of results that a run has"
     found = set()
@@ -34,7 +35,7 @@ def facts(
         found |= {kind for kind, answer in has.items() if answer}
     if pooled is not None and len(pooled) and (pooled.k > 1).any():
         found.add('pooled')
-    return found
+    return found | ({'readers'} if has_readers else set())
 
 # %% ../../nbs/pages/04_checklist.ipynb #n007
 STATES = ('answered', 'in part', 'open')

@@ -297,12 +297,13 @@ def _counts(results, links):
     return dict(counts, centers=centers, detection=found)
 
 
-def _tables(results):
+def _tables(results, background):
     "Lay out all tables of the page"
     truth = 'truth' if any((result.patients.get('n_truth') or 0) > 0 for result in results) else 'expert'
     table = tabulate_centers(results)
     pooled = pool_centers(table)
     drift_centers, drifts = _drift_rows(drift(table))
+    answers = facts(results, pooled, bool(reader_tables(background)))
     return dict(
         cell_metrics=list(CELL_METRICS.values()), cell_rows=_cell_rows(results),
         patient_metrics=list(PATIENT_METRICS.values()), patient_rows=_patient_rows(results, truth),
@@ -310,7 +311,7 @@ def _tables(results):
         truth_name='true ratio' if truth == 'truth' else "experts' own ratio",
         pooled=_pooled_rows(pooled) if len(pooled) else [], forests=_forests(table, pooled),
         drift_centers=drift_centers, drift=drifts, stain=_stain_rows(results), groups=_group_rows(results),
-        checklist=fill_checklist(facts(results, pooled)).to_dict('records'))
+        checklist=fill_checklist(answers).to_dict('records'))
 
 
 def _to_mind(results, warnings):
@@ -400,5 +401,5 @@ def study_report(
         'study.html', title=title, model_id=model_id, note=GENETICS_NOTE, limits=LIMITS, warnings=mind,
         model=model_facts(bundle_meta),
         **_threshold_words(frozen), **_counts(results, links or {}),
-        **_tables(results), **_figures(results, patients, cells, frozen, vocabulary),
+        **_tables(results, background), **_figures(results, patients, cells, frozen, vocabulary),
         **_patients(results, patients, cells, frozen, background, out, vocabulary)))
