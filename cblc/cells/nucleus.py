@@ -75,17 +75,19 @@ def nuclear_contrast(
 
 # %% ../../nbs/cells/07_nucleus.ipynb #n010
 _MOST_EVEN = .4           # share of a find that has one color, to 8 gray levels
+_EVEN_PX = 64             # px a side are enough for that: of a larger find, every second or third
 
 
 def _evenness(image, polygon):
     "Give the share of a find that has one and the same color"
     left, top, right, bottom = (int(side) for side in polygon.bounds)
     left, top = max(left, 0), max(top, 0)
-    window = np.ascontiguousarray(image[top:bottom + 1, left:right + 1])
+    step = max(1, min(bottom - top, right - left)//_EVEN_PX)
+    window = np.ascontiguousarray(image[top:bottom + 1:step, left:right + 1:step])
     if not window.size:
         return 0.
     mask = np.zeros(window.shape[:2], np.uint8)
-    cv2.fillPoly(mask, [np.int32(np.asarray(polygon.exterior.coords) - (left, top))], 1)
+    cv2.fillPoly(mask, [np.int32((np.asarray(polygon.exterior.coords) - (left, top))/step)], 1)
     codes = cv2.cvtColor(window, cv2.COLOR_RGB2BGR555).view(np.uint16)[..., 0][mask > 0]    # 5 bits a channel
     return np.bincount(codes).max()/len(codes) if len(codes) else 0.
 
