@@ -43,14 +43,14 @@ def draw_patients(folder, n, n_fields=1, size=160):
             Image.fromarray(image).save(own/f'field {k}.png', compress_level=1)
 
 
-def measure_overhead(folder, n, block=20):
+def measure_overhead(folder, n):
     """Compare the batch's own worker with a bare loop, block by block: processor seconds of both"""
     draw_patients(folder/'small', n)
     jobs = list_jobs(folder/'small')
     worker = PatientWorker(BatchPlan(str(folder/'batch')))
     (folder/'batch').mkdir()
     diagnose(jobs[0].inputs, folder/'warm', say=len, models=worker.models, progress=False)
-    spent, rows = {'loop': 0., 'batch': 0.}, []
+    spent, rows, block = {'loop': 0., 'batch': 0.}, [], max(1, min(20, n//8))
     for number, start in enumerate(range(0, n, block)):
         part = jobs[start:start + block]
         for way in ('loop', 'batch') if number % 2 else ('batch', 'loop'):

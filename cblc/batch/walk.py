@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ASIDE', 'BatchPlan', 'patient_fingerprint', 'PatientWorker', 'make_worker', 'run_batch']
 
-# %% ../../nbs/batch/02_walk.ipynb #a367d715
+# %% ../../nbs/batch/02_walk.ipynb #8bba0a43
 import errno
 import os
 import traceback
@@ -23,7 +23,7 @@ from ..core.workers import Lost, count_workers, run_jobs
 from ..diagnose import Request, diagnose, open_models
 from ..sources.pictures import list_files
 
-# %% ../../nbs/batch/02_walk.ipynb #eb8ec045
+# %% ../../nbs/batch/02_walk.ipynb #c2274694
 @dataclass(frozen=True)
 class BatchPlan:
     "What is the same for all patients of a batch; crosses to every worker"
@@ -65,7 +65,7 @@ def _request_for(job, request):
     return replace(request, settings=settings, center=job.center or request.center, progress=False,
                    um_per_px=job.um_per_px or request.um_per_px)
 
-# %% ../../nbs/batch/02_walk.ipynb #e45db8a9
+# %% ../../nbs/batch/02_walk.ipynb #85381694
 class PatientWorker:
     "A worker that opened the models once, and diagnoses one patient after the other"
 
@@ -143,7 +143,7 @@ class PatientWorker:
         row = failed_row(job.patient_id, hide_folders(problem))
         return dict(row=row, before=False, stop=stop, trace=trace)
 
-# %% ../../nbs/batch/02_walk.ipynb #2c32b333
+# %% ../../nbs/batch/02_walk.ipynb #d10beb95
 def make_worker(
     about: dict,        # fields of `BatchPlan`
 ) -> PatientWorker:
@@ -188,6 +188,15 @@ def _order(run, root, rows, plan):
     return table
 
 
+_WORKER_BYTES = 2*2**30      # of memory, that a worker's models and pictures may take
+
+
+def _roomy(n_cores):
+    "Count the workers for which this machine has cores and memory"
+    import psutil
+    return max(1, min(n_cores, int(psutil.virtual_memory().available/_WORKER_BYTES)))
+
+
 def _in_words(table, n_before, n_jobs):
     "Sum a batch up in one line"
     counts = table.triage.value_counts()
@@ -199,7 +208,7 @@ def _in_words(table, n_before, n_jobs):
 def run_batch(
     root,                   # a cohort, or a folder of patients' folders
     plan: BatchPlan,        # what is the same for all
-    n_workers: int = None,  # None: as many as there are cores
+    n_workers: int = None,  # None: as many as there are cores, and memory for
     engine: str = 'local',  # 'local' processes, or 'ray'
     address: str = '',      # of a Ray cluster to join; empty: one is started on this machine
     say=print,              # takes each log line
@@ -209,6 +218,8 @@ def run_batch(
     run, n_before, rows = Run(plan.out, say), 0, []
     jobs = list_jobs(root, own=[run.folder])
     n_cores = len(jobs) if address else cores()
+    if n_workers is None and not address:
+        n_workers = _roomy(n_cores)
     n_workers, note = count_workers(n_workers, len(jobs), n_cores)
     if note:
         run.log(note)
