@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ANSWER', 'BrierParts', 'brier_parts', 'class_calibration', 'plot_reliability', 'OutsideConfidence', 'fit_outside']
 
-# %% ../../nbs/trust/02_calibration.ipynb #bdf5a16a
+# %% ../../nbs/trust/02_calibration.ipynb #f1c64511
 from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from cblc.core.measures import (
     axes_for, calibration_floor, exact_interval, expected_calibration_error, label_text,
 )
 
-# %% ../../nbs/trust/02_calibration.ipynb #fc8d2b8a
+# %% ../../nbs/trust/02_calibration.ipynb #30bba757
 @dataclass(frozen=True)
 class BrierParts:
     "The mean squared error of probabilities: reliability - resolution + uncertainty + within"
@@ -62,7 +62,7 @@ def brier_parts(
     within = brier - reliability + resolution - uncertainty
     return BrierParts(len(p), *map(float, (brier, reliability, resolution, uncertainty, within)))
 
-# %% ../../nbs/trust/02_calibration.ipynb #0a8a9c37
+# %% ../../nbs/trust/02_calibration.ipynb #9f3f4be3
 ANSWER = 'answer'
 
 
@@ -97,7 +97,7 @@ def class_calibration(
     rows[ANSWER] = _calibration_row(named == truth, p.max(1) if len(p) else [], bins)
     return pd.DataFrame(rows).T.astype(dict(n=int, n_true=int))
 
-# %% ../../nbs/trust/02_calibration.ipynb #28426bae
+# %% ../../nbs/trust/02_calibration.ipynb #2cee1162
 def plot_reliability(
     truth,           # n names
     probabilities,   # n x k, sum to 1
@@ -121,7 +121,7 @@ def plot_reliability(
     ax.legend(frameon=False, fontsize=8)
     return ax
 
-# %% ../../nbs/trust/02_calibration.ipynb #6e8a1369
+# %% ../../nbs/trust/02_calibration.ipynb #d8c899db
 @dataclass(frozen=True)
 class OutsideConfidence:
     "What confidence was worth in laboratories that were left out of a training"

@@ -6,14 +6,14 @@
 __all__ = ['MOST_WEIGHT', 'Conformal', 'fit_conformal', 'coverage', 'shift_weights', 'effective_cells', 'fit_laboratories',
            'union_sets']
 
-# %% ../../nbs/trust/03_conformal.ipynb #234bfd15
+# %% ../../nbs/trust/03_conformal.ipynb #5322db5a
 from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from ..core.errors import InputError
 from ..core.measures import exact_interval
 
-# %% ../../nbs/trust/03_conformal.ipynb #0a801701
+# %% ../../nbs/trust/03_conformal.ipynb #bcd482ef
 @dataclass(frozen=True, eq=False)
 class Conformal:
     "What labeled cells of each category teach about sets"
@@ -123,7 +123,7 @@ def coverage(
         rows[name] = dict(n=n, covered=mean[0], low=low, high=high, size=mean[1])
     return pd.DataFrame(rows).T.astype(dict(n=int))
 
-# %% ../../nbs/trust/03_conformal.ipynb #361f569d
+# %% ../../nbs/trust/03_conformal.ipynb #23ab2364
 MOST_WEIGHT = 20.   # a labeled cell counts so much more, or less, than the average at most
 
 
@@ -155,7 +155,7 @@ def effective_cells(
     squares = (weights**2).sum()
     return float(weights.sum()**2/squares) if squares > 0 else np.nan
 
-# %% ../../nbs/trust/03_conformal.ipynb #716023e0
+# %% ../../nbs/trust/03_conformal.ipynb #c7f5f0c8
 def fit_laboratories(
     truth,             # n names, judged by models that had not seen the cell's laboratory
     probabilities,     # n x k, sum to 1

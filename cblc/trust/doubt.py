@@ -6,7 +6,7 @@
 __all__ = ['confidence_doubt', 'margin_doubt', 'entropy_doubt', 'ensemble_doubt', 'race_doubt', 'KnownCells', 'risk_coverage',
            'aurc', 'Rejection', 'reject', 'doubt_table', 'compare_doubts', 'tell_apart', 'plot_risk_coverage']
 
-# %% ../../nbs/trust/01_doubt.ipynb #18da47f3
+# %% ../../nbs/trust/01_doubt.ipynb #146865b0
 from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from scipy import special
 from ..core.errors import InputError
 from ..core.measures import auc, axes_for
 
-# %% ../../nbs/trust/01_doubt.ipynb #198b1c39
+# %% ../../nbs/trust/01_doubt.ipynb #a7db95b8
 def _checked(probabilities):
     "Refuse what is not n x k probabilities"
     p = np.asarray(probabilities, float)
@@ -47,7 +47,7 @@ def entropy_doubt(
     p = _checked(probabilities)
     return special.entr(p).sum(1)/np.log(p.shape[1])
 
-# %% ../../nbs/trust/01_doubt.ipynb #b0a8c480
+# %% ../../nbs/trust/01_doubt.ipynb #fd778133
 def ensemble_doubt(
     members,      # m x n x k: probabilities by each member
 ) -> np.ndarray:  # n, 0 (agreed) to 1 (m members, m answers), as a share of the largest entropy
@@ -70,7 +70,7 @@ def race_doubt(
     spread = np.diff(errors[:, 1:], axis=1).mean(1)
     return spread - to_best
 
-# %% ../../nbs/trust/01_doubt.ipynb #a1bd9c59
+# %% ../../nbs/trust/01_doubt.ipynb #f4b35334
 def _whitening(rest):
     "Find what brings a scatter around 0 to 1 in all directions"
     from sklearn.covariance import LedoitWolf
@@ -132,7 +132,7 @@ class KnownCells:
         nearest = NearestNeighbors(n_neighbors=self.neighbor).fit(self.cells)
         return nearest.kneighbors(np.asarray(features, float)/self.unit@self.within)[0][:, -1]
 
-# %% ../../nbs/trust/01_doubt.ipynb #11dd1433
+# %% ../../nbs/trust/01_doubt.ipynb #1b9779d8
 def _paired(doubt, is_wrong):
     "Bring doubts and outcomes together; in the order of doubt, ties as their mean"
     doubt, is_wrong = np.asarray(doubt, float), np.asarray(is_wrong, float)
@@ -195,7 +195,7 @@ def reject(
     ratios = (kept_error/error, least/error) if error else (np.nan, np.nan)
     return Rejection(n, 1 - kept/n, float(error), float(kept_error), *map(float, ratios))
 
-# %% ../../nbs/trust/01_doubt.ipynb #86e8795f
+# %% ../../nbs/trust/01_doubt.ipynb #f7544c8b
 def doubt_table(
     probabilities,   # n x k, sum to 1
     features=None,   # n x F of the same cells; None: no distances
