@@ -70,8 +70,9 @@ def _cut_strata(p, settings):
     order = np.argsort(p, kind='stable')
     doubt = np.cumsum(np.sqrt(np.maximum(tempered*(1 - tempered), settings.least_doubt))[order])
     cuts = np.searchsorted(doubt, doubt[-1]*np.arange(1, settings.n_strata)/settings.n_strata)
+    first_alike = np.searchsorted(p[order], p[order])   # cells of one probability stay together
     stratum = np.empty(len(p), int)
-    stratum[order] = np.searchsorted(cuts, np.arange(len(p)), side='right')
+    stratum[order] = np.searchsorted(cuts, first_alike, side='right')
     return stratum, tempered
 
 def _finds_to_draw(cells):
