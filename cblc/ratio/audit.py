@@ -21,6 +21,7 @@ from .sampling import NOT_A_CELL, AuditSettings, audit_frame, count_answers, rea
 
 # %% ../../nbs/ratio/18_audit.ipynb #fcd72a96
 _PRIOR_LABELS = 1.5    # that a stratum's prior is worth
+_PRIOR_OF_NAME = .5   # labels that the whole smear's prior of a name is worth, at least (Jeffreys)
 _PRIOR_MISSED = 1/3    # cells: the neutral prior of a rate (Kerman 2011)
 
 def _prior_shares(finds):
@@ -31,7 +32,10 @@ def _prior_shares(finds):
 
 def _draw_finds(finds, size, n, rng, draws):
     "Draw how many finds are of the name, and other cells: draws x 2"
-    shape = finds + _PRIOR_LABELS*_prior_shares(finds)
+    prior = _PRIOR_LABELS*_prior_shares(finds)
+    lacking = np.maximum(_PRIOR_OF_NAME - prior[:, :2].sum(0), 0)   # where hardly a label was of the name
+    prior[:, :2] += lacking*(size/size.sum())[:, None]
+    shape = finds + prior
     share = rng.standard_gamma(np.broadcast_to(shape, (draws, *shape.shape)))
     share = share/share.sum(-1, keepdims=True)
     rest = (size - n).astype(int)
