@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from .damage import WatchedJpeg, find_damage
+from .damage import STRIP, WatchedJpeg, find_damage, strips
 from .errors import BadImage, InputError
 from .regions import slide_region, split_region
 from .tiff import read_channels, split_page, tiff_layout
@@ -215,7 +215,7 @@ def _to_8bit(values, path):
         if not (lowest >= 0 and highest <= 1):
             problem = f'floating-point values {lowest:g} to {highest:g}'
             raise BadImage(path, problem, 'save it as 8 or 16 bit, or scale it to 0-1')
-        return np.concatenate([np.round(strip * 255).astype(np.uint8) for strip in _strips(values)])
+        return np.concatenate([np.round(strip * 255).astype(np.uint8) for strip in strips(values)])
     if highest > 65535 or lowest < 0:
         raise BadImage(path, f'values {lowest} to {highest} are beyond 16 bit', 'save it as 8 or 16 bit')
     bits = next(bits for bits in (8, 10, 12, 14, 16) if highest < 2**bits)
@@ -230,13 +230,7 @@ def _to_rgb(image):
     return image if image.mode == 'RGB' else image.convert('RGB')
 
 # %% ../../nbs/core/01_images.ipynb #n012
-_STRIP = 512        # rows; whole blocks of a JPEG
 _WHOLE = 4096       # rows, to which a picture is taken in one piece
-
-def _strips(pixels, more=0):
-    "Go through an array in strips of rows, each with `more` rows of the next"
-    for top in range(0, len(pixels), _STRIP):
-        yield pixels[top:top + _STRIP + more]
 
 def _pixels_of(image, path):
     "Take the pixels of a decoded Pillow image: height x width x 3"
@@ -245,7 +239,7 @@ def _pixels_of(image, path):
     if image.mode == 'RGB' and image.height <= _WHOLE and not image.has_transparency_data:
         return np.array(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top, strip in zip(range(0, image.height, _STRIP), _strips(pixels)):
+    for top, strip in zip(range(0, image.height, STRIP), strips(pixels)):
         strip[:] = _to_rgb(image.crop((0, top, image.width, top + len(strip))))
     return pixels
 
