@@ -58,7 +58,7 @@ def only_latest(
 ) -> pd.DataFrame:          # the same cells
     "Leave the cells of earlier smears out of the count"
     is_earlier = (cells.smear_id != latest).to_numpy()
-    why_not = np.where(is_earlier & cells.counted, 'earlier smear', cells.why_not)
+    why_not = np.where(is_earlier, 'earlier smear', cells.why_not)   # its edges say nothing of the latest
     return cells.assign(counted=cells.counted & ~is_earlier, why_not=why_not)
 
 
