@@ -224,6 +224,7 @@ class CropBatches:
         self.bs = batch  # fastai's name for it
         self.augment, self.device = augment, device
         self.seed, self.epoch = seed, 0
+        self.share = 0, 1  # which of how many processes; each takes its part of every batch
         self.weights = balance_weights(allowed, balance) if augment else None
 
     def __len__(self):
@@ -235,8 +236,9 @@ class CropBatches:
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         order = deal(self.weights, rng) if self.augment else np.arange(len(self.crops))
         self.epoch += 1
+        own, n_processes = self.share
         for rows in np.array_split(order, len(self)):
-            self.rows = rows
+            self.rows = rows[own::n_processes]
             batch = torch.from_numpy(self.crops[self.rows]).to(self.device).permute(0, 3, 1, 2).float()
             if self.augment:
                 batch = self.augment(batch, generator)
