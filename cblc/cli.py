@@ -70,19 +70,22 @@ def _diagnose_many(args):
 
 def _diagnose(args):
     "Diagnose one patient, and print what is urgent, the headline and the ratio; or a batch"
-    from cblc.batch.jobs import is_batch
+    from cblc.batch.jobs import is_batch, one_patient
     from cblc.diagnose import diagnose
     if is_batch(args.images):
         return _diagnose_many(args)
     request = _request(args)
     about = {name: getattr(request, name) for name in request.__dataclass_fields__}
+    images = one_patient(args.images)
     summary = diagnose(
-        args.images, args.out, args.model, args.segmenter, args.patient, force=args.force, **about)
+        images, args.out, args.model, args.segmenter, args.patient, force=args.force, **about)
     for flag in summary['flags']:
         if flag['urgent']:
             print(f'TODAY: {flag["text"]}')
     low, high = (100 * limit for limit in summary['cblc_interval'])
     print(summary['headline']['text'])
+    if summary['triage']['status'] != 'done':
+        print(f'To be looked at: {summary["triage"]["why"]}')
     print(f'CBLC ratio {100 * summary["cblc_ratio"]:.1f} % (counting error {low:.1f}-{high:.1f}), '
           f'{summary["n_cblc"]} of {summary["n_cells"]} cells; {len(summary["warnings"])} warnings. '
           f'{summary["disclaimer"]}')
@@ -107,6 +110,16 @@ def _review(args):
         print(f'{" and ".join(pair["reviewers"])}: kappa {value} on {pair["n"]} cells')
     print(f'{summary["review"]["n_named"]} cells named by a person, {summary["review"]["n_open"]} open '
           f'disagreements. {summary["disclaimer"]}')
+
+
+def _review_plan(args):
+    "Plan a person's minutes over results, and print where the page is"
+    from cblc.batch.plan import write_plan
+    plan = write_plan(args.results, args.minutes, args.out, args.seconds)
+    for name, own in plan.groupby('patient_id', sort=False):
+        print(f'{name}: {len(own)} cells')
+    print(f'{len(plan)} cells in {args.minutes:g} minutes. In {Path(args.out) / "plan.html"}')
+    print(DISCLAIMER)
 
 
 def _external(args):
@@ -205,6 +218,19 @@ def _add_diagnose(command):
     _add_batch(parser)
 
 
+def _add_review(command):
+    "Describe the commands of a person's review"
+    parser = command('review', _review, "open a result's review page, or take its corrections in")
+    parser.add_argument('result', metavar='OUT', help='folder that cblc diagnose wrote')
+    parser.add_argument('corrections', nargs='*', metavar='corrections.json', help='of one reviewer or more')
+    what = 'which cells of which patients to look at in the minutes that a person has'
+    parser = command('review-plan', _review_plan, what)
+    parser.add_argument('results', nargs='+', metavar='OUT', help='folders of cblc diagnose, or of a batch')
+    parser.add_argument('--minutes', type=float, required=True, metavar='N')
+    parser.add_argument('--seconds', type=float, default=3., metavar='N', help='that a cell needs (3)')
+    _add_results(parser)
+
+
 def _add_walks(command):
     "Describe the commands that walk through the rooms"
     parser = command('demo', _demo, 'the whole study on a synthetic six-center cohort')
@@ -217,9 +243,7 @@ def _add_walks(command):
     parser.add_argument('--baseline-plain', action='store_true',
                         help='also train a plain classifier on the same crops, to compare with')
     _add_diagnose(command)
-    parser = command('review', _review, "open a result's review page, or take its corrections in")
-    parser.add_argument('result', metavar='OUT', help='folder that cblc diagnose wrote')
-    parser.add_argument('corrections', nargs='*', metavar='corrections.json', help='of one reviewer or more')
+    _add_review(command)
     what = 'validate a frozen bundle in other centers, one executed notebook a center'
     parser = command('external', _external, what)
     parser.add_argument('cohort')

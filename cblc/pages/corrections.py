@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOT_A_CELL', 'FORMAT', 'FLAGS', 'REVIEW_COLUMNS', 'Corrections', 'read_corrections', 'Merged', 'kappa',
-           'merge_corrections', 'settle', 'write_training', 'review_result']
+           'merge_corrections', 'settle', 'write_training', 'write_corrected', 'review_result']
 
 # %% ../../nbs/pages/07_corrections.ipynb #a9457bdd
 import base64
@@ -21,9 +21,10 @@ from ..core.contours import read_cells, write_cells
 from ..core.errors import InputError, refuse_damage
 from ..core.run import lock_folder, remove, safe_name, to_plain, write_csv, write_json
 from ..data import Vocabulary
-from .patient import patient_report
+from .patient import patient_report, write_qupath
 from .review import read_review, run_id, write_review
-from ..trust.triage import blast_probability
+from ..trust.triage import TriageSettings, blast_probability
+from ..trust.urgency import judge_urgency
 from cblc.patient import (
     CountSettings, PatientSummary, category_columns, is_who_blast, summarize_patient,
 )
@@ -295,6 +296,7 @@ def _assess(settled, count, summary, words):
     return first.to_json() | fixed | {k: v for k, v in uncorrected.items() if k in summary}
 
 
+_BY_MODEL = ' This course is of the counts by the model, before the review.'
 _ALONE = ('cblc_ratio', 'cblc_interval', 'who_blast_ratio', 'who_blast_interval', 'band', 'n_cells')
 
 
@@ -304,15 +306,22 @@ def _figures(settled, before, summary, merged, words):
     model = summarize_patient(before, *who, **words)
     others = summary.get('review', {}).get('warnings_before', summary['warnings'])
     n_named = int(merged.words.reviewed.notna().sum())
+    n_named_counted = int((settled.reviewed.notna() & settled.counted).sum())
     kept = [line for line in others if line not in model.warnings]
     count = summarize_patient(settled, *who, [*kept, f'{n_named} cells were named by a person; {_BASIS}'],
                               **words)
     reviewers = {name for names in merged.words.reviewer for name in names.split(', ')}
     about = dict(
-        reviewers=sorted(reviewers), n_named=n_named, n_open=len(merged.disputes),
+        reviewers=sorted(reviewers), n_named=n_named, n_named_counted=n_named_counted,
+        n_open=len(merged.disputes),
         agreement=list(merged.agreement), warnings_before=others,
         model_alone={name: getattr(model, name) for name in _ALONE})
-    return {**summary, **count.to_json(), **_assess(settled, count, summary, words), 'review': about}
+    figures = {**summary, **count.to_json(), **_assess(settled, count, summary, words), 'review': about}
+    if figures.get('response'):
+        figures['response'] = f'{figures["response"].removesuffix(_BY_MODEL)}{_BY_MODEL}'
+    settings = TriageSettings(count=words['settings'])
+    urgency = judge_urgency(to_plain(figures), settled, settings, vocabulary=words['vocabulary'])
+    return figures | dict(triage=urgency.to_json())
 
 
 def _open_result(out):
@@ -328,6 +337,31 @@ def _open_result(out):
     return summary, cells.drop(columns=list(REVIEW_COLUMNS), errors='ignore'), data
 
 
+def _places(cells, data):
+    "Lay out the pictures for `write_qupath`: of a slide's fields, where on the slide they lie"
+    table = pd.DataFrame(dict(image_id=[field['id'] for field in data['fields']]))
+    if 'slide' not in cells:
+        return table
+    middles = shapely.get_coordinates(shapely.centroid(cells.polygon.to_numpy(object)))
+    origins = (cells[['slide_x_px', 'slide_y_px']].to_numpy(float) - middles).round()
+    own = pd.DataFrame(dict(image_id=cells.image_id, source=cells.slide, x=origins[:, 0], y=origins[:, 1]))
+    return table.merge(own.drop_duplicates('image_id'), on='image_id')
+
+
+def write_corrected(
+    cells: pd.DataFrame,    # from `settle`: as they count now
+    model: pd.DataFrame,    # the same cells as the model named them
+    data: dict,             # of the result's page
+    out,                    # folder of the result
+) -> Path:                  # its folder `geojson`
+    "Redraw the finds for QuPath as a person named them, the model's word beside"
+    is_spoken = (cells.reviewed.notna() | (cells.review_flags.fillna('') != '')).to_numpy(bool)
+    word = model.get('leaf', model.category).astype(object)
+    leaf = cells.get('leaf', cells.category).astype(object).where(cells.reviewed != NOT_A_CELL, NOT_A_CELL)
+    drawn = cells.assign(leaf=leaf, model_word=word.where(is_spoken, None))
+    return write_qupath(drawn, _places(cells, data), Path(out)/'geojson')
+
+
 def _write_result(out, figures, reviewed, settled, merged, data, vocabulary):
     "Replace a result's files, the summary last"
     windows, crops = _crops_of(settled, data)
@@ -339,9 +373,11 @@ def _write_result(out, figures, reviewed, settled, merged, data, vocabulary):
     first = [k for k in data['queue'] if data['cells'][k]['id'] in merged.disputes]
     queue = [*first, *(k for k in data['queue'] if k not in set(first))]
     write_cells(reviewed, out/'cells.parquet')
+    write_corrected(settled, reviewed, data, out)
     write_review({**data, 'disputes': merged.disputes, 'queue': queue}, out/'review.html')
     patient_report(figures, drawn, images, crops, data['about'], out/'report.html',
-                   'cells.parquet (with what a person said), training (a table for cblc fit --start)',
+                   'cells.parquet (with what a person said), geojson (for QuPath, as corrected), training '
+                   '(a table for cblc fit --start)',
                    vocabulary=vocabulary)
     write_json(out/'summary.json', figures, indent=2)
 

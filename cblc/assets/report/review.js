@@ -174,6 +174,7 @@ let exportedAt = 0;             // history's length when it was last exported
 let lastTime = 0;
 let seq = 0;
 let showsOutline = true;
+let planned = null;             // positions of cells that a plan asks for
 
 function notice(text) {
   if ([...find('notices').children].some((line) => line.dataset.text === text)) return;
@@ -577,13 +578,33 @@ function refresh(positions) {
 
 // ---------------------------------------------------------------- which cells, in which order
 
+function plannedCells() {
+  // the places behind #cells=, as a plan's link gives them; null where there is none
+  const given = /^#cells=([\d,]+)$/.exec(window.location.hash);
+  if (!given) return null;
+  const places = given[1].split(',').map(Number).filter((place) => place < data.cells.length);
+  return places.length ? [...new Set(places)] : null;
+}
+
+function takePlan() {
+  // show the planned cells alone, in the plan's order
+  planned = plannedCells();
+  find('show').querySelector('[value=planned]').hidden = planned === null;
+  if (planned !== null) {
+    find('show').value = 'planned';
+    notice(`${planned.length} planned cells are shown; “Show: all cells” gives the others.`);
+  } else if (find('show').value === 'planned') {
+    find('show').value = '';
+  }
+}
+
 function isShown(cell) {
   const entry = entries.get(cell.id);
   const state = settled(cell, entry);
   const show = find('show').value;
   const is = { '': true, open: !isReviewed(entry), done: isReviewed(entry), uncounted: !state.counted,
     changed: Boolean(entry) && entry.after !== null && entry.after !== agreed(cell),
-    disputed: cell.id in data.disputes };
+    planned: true, disputed: cell.id in data.disputes };
   const category = find('category').value;
   const field = find('field').value;
   return is[show] && (category === '' || state.category === category)
@@ -598,7 +619,8 @@ function choose() {
   const ways = { queue: () => 0, field: (a, b) => a.field - b.field, category: (a, b) => rank(a) - rank(b),
     p: (a, b) => certainty(a) - certainty(b), size: (a, b) => b.box[2] - a.box[2] };
   const way = ways[find('order').value];
-  visible = data.queue.filter((position) => isShown(data.cells[position]));
+  const queue = find('show').value === 'planned' ? planned : data.queue;
+  visible = queue.filter((position) => isShown(data.cells[position]));
   visible.sort((a, b) => way(data.cells[a], data.cells[b]));
   picked = new Set([...picked].filter((position) => visible.includes(position)));
   current = Math.max(0, visible.indexOf(here));
@@ -881,6 +903,10 @@ function listen() {
     if (file) file.text().then(takeIn);
     event.target.value = '';
   });
+  window.addEventListener('hashchange', () => {
+    takePlan();
+    choose();
+  });
   window.addEventListener('beforeunload', (event) => {
     if (!keeps && history.length > exportedAt) event.preventDefault();
   });
@@ -893,4 +919,5 @@ fillChoices();
 listen();
 drawAllCodes();
 drawFigures();
+takePlan();
 choose();
