@@ -1,6 +1,6 @@
 """From fields to classified cells: cblc against a plain loop, and against its two networks alone.
 
-    python benchmarks/throughput.py [--fields 16] [--rounds 5] [--precision f32] [--quick]
+    python benchmarks/throughput.py [--fields 16] [--rounds 5] [--views N] [--quick]
 
 The same weights in all three, on the cores there are:
 
@@ -10,6 +10,9 @@ The same weights in all three, on the cores there are:
   estimated, red cells and debris told apart, standard crops, morphology, light, focus and stain judged;
 - limit: the two networks alone, in the engine that cblc uses, on the very tiles and crops, ready in memory.
 
+cblc and the limit are measured twice, calculating in 32 bits (as it does unless asked otherwise) and in 16
+(`precision='bf16'`, an option; names that end in `_bf16`), where the processor can.
+
 They take turns; the figures are medians over rounds of the ratios within a round. Fields: the four marrow
 fields of 2040 x 1536 px of SegPC (never trained on) and their mirror images, saved anew as JPEG; drawn ones
 where the data are missing. Each is a file of its own, so that nothing is decoded less often than in use.
@@ -18,6 +21,9 @@ where the data are missing. Each is a file of its own, so that nothing is decode
   same of processor seconds, which other programs on the machine do not stretch;
 - same_cells: share of cells that both find, at IoU 0.8 or more (cblc parts masks that overlap, plain does
   not);
+- of 16 bits: the share of the very crops that get the same category as in 32 (`same_category_bf16`), the
+  largest and the mean difference of a probability (`largest_p_bf16`, `mean_p_bf16`), and the share of finds
+  that are the same cells at IoU 0.8 as those of 32 bits (`same_finds_bf16`);
 - stages: seconds of cblc's processor time by stage, from one more round.
 """
 import argparse
@@ -195,16 +201,33 @@ def run_networks(inputs):
             pass
 
 
-def same_cells(plain, cells, images):
-    "Give the share of cells that both found, at IoU 0.8, and the numbers of either side"
-    n_matched, n_plain = 0, 0
-    for image_id, contours in zip(images.image_id, plain):
-        theirs = [shapely.make_valid(shapely.Polygon(contour)) for contour in contours if len(contour) > 3]
-        theirs = [polygon for polygon in theirs if polygon.area > 0]
-        mine = list(cells.polygon[cells.image_id == image_id])
-        n_plain += len(theirs)
-        n_matched += len(match(theirs, mine, iou=.8).pairs) if mine and theirs else 0
-    return 2*n_matched/max(n_plain + len(cells), 1), n_plain, len(cells)
+def as_polygons(contours):
+    "Turn the contours of one picture into polygons"
+    polygons = [shapely.make_valid(shapely.Polygon(contour)) for contour in contours if len(contour) > 3]
+    return [polygon for polygon in polygons if polygon.area > 0]
+
+
+def by_picture(cells, images):
+    "Part the contours of a cells table by picture"
+    return [list(cells.polygon[cells.image_id == image_id]) for image_id in images.image_id]
+
+
+def same_cells(some, others):
+    "Give the share of cells that both found, at IoU 0.8; of each a list of polygons a picture"
+    n_matched = sum(len(match(*pair, iou=.8).pairs) for pair in zip(some, others) if all(pair))
+    return 2*n_matched/max(sum(map(len, [*some, *others])), 1)
+
+
+def compare_precisions(ours, images):
+    "Say what 16 bits change: of the names of the very crops, and of the finds"
+    (cells, crops, _), (others, _, _) = (one(images) for one in ours.values())
+    tables = [one.classifier.predict(crops, progress=False) for one in ours.values()]
+    p, q = (table.filter(regex='^p_').to_numpy() for table in tables)
+    is_same, change = tables[0].category == tables[1].category, np.abs(p - q)
+    finds = same_cells(by_picture(cells, images), by_picture(others, images))
+    values = dict(same_category=is_same.mean(), largest_p=change.max(), mean_p=change.mean(),
+                  same_finds=finds)
+    return {f'{name}_bf16': round(float(value), 4) for name, value in values.items()}
 
 
 def timed(peer, argument):
@@ -236,7 +259,6 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument('--fields', type=int, default=16)
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--precision', default='f32')
     parser.add_argument('--views', type=int, help='of a cell; the bundle\'s own if not given')
     parser.add_argument('--quick', action='store_true')
     arguments = parser.parse_args()
@@ -245,32 +267,42 @@ def parse_arguments():
     return arguments
 
 
+def ratios(seconds):
+    "Give the ratios of both precisions, of wall clock and of processor time"
+    figures = {}
+    for precision in ('', '_bf16'):
+        for kind, name in enumerate(('', '_processor')):
+            ours = f'cblc{precision}'
+            figures[f'speedup{name}{precision}'] = ratio(seconds, 'plain', ours, kind)
+            figures[f'fraction_of_limit{name}{precision}'] = ratio(seconds, f'limit{precision}', ours, kind)
+    return figures
+
+
 def compare(folder, arguments):
     "Measure everything on fields in a folder: what is printed last"
     images, kind = make_fields(folder, arguments.fields)
-    ours = Cblc(arguments.precision, arguments.views)
-    inputs = record_inputs(ours, images)
-    first = [read_image(path) for path in images.path[:8]]
-    scale = shared_scale(first, ours.segmenter, is_cell=has_nucleus)
-    plain = Plain(ours.classifier, scale, folder)
+    ours = {precision: Cblc(precision, arguments.views) for precision in ('f32', 'bf16')}
+    segmenter, classifier = ours['f32'].segmenter, ours['f32'].classifier
+    inputs = {precision: record_inputs(one, images) for precision, one in ours.items()}
+    scale = shared_scale([read_image(path) for path in images.path[:8]], segmenter, is_cell=has_nucleus)
+    plain = Plain(classifier, scale, folder)
     torch.set_num_threads(cores())
-    contours, _ = plain(images)
-    cells, _, _ = ours(images)
-    share, n_plain, n_cblc = same_cells(contours, cells, images)
-    print(f'{len(images)} fields, {kind}, {cores()} cores, {arguments.precision}, scale {scale:.3f}, '
-          f'{ours.classifier.views} views')
-    print(f'cells: plain {n_plain}, cblc {n_cblc}, the same at IoU 0.8: {share:.1%}')
-    peers = dict(plain=(plain, images), cblc=(ours, images), limit=(run_networks, inputs))
+    theirs = [as_polygons(contours) for contours in plain(images)[0]]
+    cells, _, _ = ours['f32'](images)
+    share, change = same_cells(theirs, by_picture(cells, images)), compare_precisions(ours, images)
+    n_plain = sum(map(len, theirs))
+    print(f'{len(images)} fields, {kind}, {cores()} cores, scale {scale:.3f}, {classifier.views} views')
+    print(f'cells: plain {n_plain}, cblc {len(cells)}, the same at IoU 0.8: {share:.1%}')
+    print('16 bits against 32: ' + ', '.join(f'{name} {value}' for name, value in change.items()))
+    peers = dict(plain=(plain, images), cblc=(ours['f32'], images), limit=(run_networks, inputs['f32']),
+                 cblc_bf16=(ours['bf16'], images), limit_bf16=(run_networks, inputs['bf16']))
     seconds = measure(peers, arguments)
-    print(ours.stages(images).round(2).to_string(index=False))
+    print(ours['f32'].stages(images).round(2).to_string(index=False))
     wall = {name: [value for value, _ in values] for name, values in seconds.items()}
     median = {f'{name}_s': round(statistics.median(values), 2) for name, values in wall.items()}
-    return dict(
-        speedup=ratio(seconds, 'plain', 'cblc'), fraction_of_limit=ratio(seconds, 'limit', 'cblc'),
-        speedup_processor=ratio(seconds, 'plain', 'cblc', 1),
-        fraction_of_limit_processor=ratio(seconds, 'limit', 'cblc', 1), same_cells=round(share, 3), **median,
-        fields=len(images), cells=n_cblc, images=kind, views=ours.classifier.views,
-        precision=arguments.precision, cores=cores(), rounds=arguments.rounds)
+    return ratios(seconds) | change | dict(
+        same_cells=round(share, 3), **median, fields=len(images), cells=len(cells), images=kind,
+        views=classifier.views, cores=cores(), rounds=arguments.rounds)
 
 
 def main():

@@ -140,11 +140,10 @@ def _cut_square(image, x, y, side, ground):
     top, bottom, left, right = max(y, 0), min(y + side, height), max(x, 0), min(x + side, width)
     if (bottom - top, right - left) == (side, side):
         return image[top:bottom, left:right]
-    square = np.empty((side, side, 3), np.uint8)
-    square[:] = ground
-    if bottom > top and right > left:
-        square[top - y:bottom - y, left - x:right - x] = image[top:bottom, left:right]
-    return square
+    if bottom <= top or right <= left:
+        return np.full((side, side, 3), ground, np.uint8)
+    gaps, color = (top - y, y + side - bottom, left - x, x + side - right), [int(value) for value in ground]
+    return cv2.copyMakeBorder(image[top:bottom, left:right], *gaps, cv2.BORDER_CONSTANT, value=color)
 
 # %% ../../nbs/cells/00_crops.ipynb #n004
 _FINE = 4        # a mask is drawn at so many times the crop's resolution, then averaged
@@ -165,24 +164,24 @@ def _soft_mask(polygon, x, y, zoom, size, edge):
     return mask.astype(np.float32)/255
 
 
-def _relight(crop, glass, light):
-    "Turn colors under `glass` into the same dyes under `light` (RGB)"
+def _relight_table(glass, light):
+    "List for each level of red, green and blue under `glass` that of the same dye under `light` (RGB)"
     table = np.arange(256)[:, None]*light/np.maximum(glass, 1.)
-    return cv2.LUT(crop, table.round().clip(0, 255).astype(np.uint8)[None])
+    return table.round().clip(0, 255).astype(np.uint8)[None]
 
 # %% ../../nbs/cells/00_crops.ipynb #n007
-def _crop(image, polygon, side, settings, ground, glass):
-    "Cut one cell: window, light, and plain ground"
+def _crop(image, polygon, side, settings, beyond, table, plain):
+    "Cut one cell: window (`beyond` the picture one color), light by a table or as it is, and plain ground"
     size, (left, top, right, bottom) = settings.size, polygon.bounds
     x, y = (int(np.floor((low + high - side)/2 + .5)) for low, high in ((left, right), (top, bottom)))
-    square = _cut_square(image, x, y, side, glass if settings.white_balance else ground)
+    square = _cut_square(image, x, y, side, beyond)
     way = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
     crop = cv2.resize(square, (size, size), interpolation=way)
-    if settings.white_balance:
-        crop = _relight(crop, glass, ground)
+    if table is not None:
+        crop = cv2.LUT(crop, table)
     if settings.background == 'plain':
         mask = _soft_mask(polygon, x, y, size/side, size, settings.edge_px)
-        crop = cv2.blendLinear(crop, np.tile(ground, (size, size, 1)), mask, 1 - mask)
+        crop = cv2.blendLinear(crop, plain, mask, 1 - mask)
     return crop
 
 
@@ -191,6 +190,7 @@ def crop_cells(
     polygons,                   # contours, px: a cells table of this image or a sequence of polygons
     settings: CropSettings = CropSettings(),  # how to cut
     um_per_px: float = None,    # micrometers per pixel, for scale 'um'
+    glass=None,                 # RGB of the picture's empty glass, where known; None: `ground_color`
 ) -> np.ndarray:                # n x size x size x 3 uint8; InputError names a contour outside the image
     "Cut one standard picture a cell, the cell in the middle"
     check_rgb(image)
@@ -199,12 +199,15 @@ def crop_cells(
     crops = np.empty((len(polygons), size, size, 3), np.uint8)
     if not len(polygons):
         return crops
-    needs_glass = settings.fill is None or settings.white_balance
-    glass = ground_color(image, polygons) if needs_glass else None
+    if glass is None and (settings.fill is None or settings.white_balance):
+        glass = ground_color(image, polygons)
     ground = np.array(glass if settings.fill is None else settings.fill, np.uint8)
+    beyond, table, plain = ground, None, np.tile(ground, (size, size, 1))
+    if settings.white_balance:
+        beyond, table = glass, _relight_table(glass, ground)
     sides = _window_sides(polygons, settings, um_per_px)
     for k, (polygon, side) in enumerate(zip(polygons, sides)):
-        crops[k] = _crop(image, polygon, int(side), settings, ground, glass)
+        crops[k] = _crop(image, polygon, int(side), settings, beyond, table, plain)
     return crops
 
 # %% ../../nbs/cells/00_crops.ipynb #c016

@@ -12,13 +12,12 @@ import numpy as np
 import pandas as pd
 import shapely
 from skimage.filters import threshold_otsu
-from skimage.measure import label
 from .crops import CropSettings, check_inside, crop_cells, ground_color
 from .nucleus import has_nucleus
 from ..core.contours import mask_to_polygon, polygon_to_mask
 from ..core.engine import cores, progress_bar
 from ..core.errors import InputError
-from ..core.images import check_rgb, read_image
+from ..core.images import check_rgb, read_image, shrink
 from ..core.slides import pixel_sizes
 from ..matching import clean_polygons
 from ..segmentation import SegmentSettings, equivalent_diameter
@@ -46,7 +45,8 @@ _CROFTON = np.pi/4*np.array([0, 1 + .5**.5, .5**.5, 2**.5, 0, 1 + .5**.5, 0, .5*
 
 def _perimeter(mask):
     "Measure the perimeter of a filled cell"
-    framed = np.pad(mask.view(np.uint8), 1)
+    framed = np.zeros(np.add(mask.shape, 2), np.uint8)
+    framed[1:-1, 1:-1] = mask
     ways = framed[1:, 1:] + 2*framed[:-1, 1:] + 4*framed[1:, :-1] + 8*framed[:-1, :-1]
     return float(_CROFTON @ cv2.calcHist([ways], [0], None, [16], [0, 16]).ravel())
 
@@ -129,20 +129,22 @@ def _cut_nucleus(stain, mask, field_threshold):
     return (stain > .3*(low + high) + .2*own + .2*field_threshold) & mask
 
 
-def _without_small(mask, least, connectivity):
-    "Drop connected pieces of fewer than `least` pixels"
-    pieces = label(mask, connectivity=connectivity)
-    is_large = np.bincount(pieces.ravel()) >= least
-    is_large[0] = False
-    return is_large[pieces]
+def _pieces(mask, neighbors):
+    "Number the connected pieces of a mask from 1 on, and give the area of each, 0 for what is none"
+    _, pieces, about, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=neighbors)
+    areas = about[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0
+    return pieces, areas
 
 
 def _tidy(nucleus, mask):
     "Fill holes under 3 % of the cell, drop specks under a tenth of the largest piece"
-    outside = np.pad(~nucleus, 1, constant_values=True)      # the frame joins what is no hole
-    nucleus = ~_without_small(outside, .03*mask.sum(), 1)[1:-1, 1:-1] & mask
-    areas = np.bincount(label(nucleus, connectivity=2).ravel())[1:]
-    return _without_small(nucleus, .1*areas.max(), 2) if len(areas) else nucleus
+    outside = np.ones(np.add(mask.shape, 2), bool)           # the frame joins what is no hole
+    outside[1:-1, 1:-1] = ~nucleus
+    pieces, areas = _pieces(outside, 4)
+    filled = ~(areas >= .03*np.count_nonzero(mask))[pieces[1:-1, 1:-1]] & mask
+    pieces, areas = _pieces(filled, 8)
+    return (areas >= max(.1*areas.max(), 1))[pieces]
 
 # %% ../../nbs/cells/01_morphology.ipynb #n012
 def _reduce(pixels, mask, side=72):
@@ -195,6 +197,18 @@ _MEASURED = ['area_px', 'perimeter_px', 'eccentricity', 'entropy',
              'mean_r', 'mean_g', 'mean_b', 'sd_r', 'sd_g', 'sd_b']  # what `_shape` and `_color` give
 
 
+_WIDE = 200      # px, from which on the middle cell of a picture is measured at half the size
+
+
+def _halved(image, polygons):
+    "Halve a picture until its middle cell is less than 200 px wide: picture, contours, how often smaller"
+    left, top, right, bottom = shapely.bounds(polygons).reshape(-1, 4).T
+    width, step = np.median(np.maximum(right - left, bottom - top)) if len(polygons) else 0, 1
+    while width/step >= _WIDE:
+        image, step = shrink(image, (image.shape[1]//2, image.shape[0]//2)), 2*step
+    return image, shapely.transform(polygons, lambda corners: corners/step), step
+
+
 def _drawn_ratios(polygons, nuclei):
     "Give N:C from nucleus contours, NaN where there is none"
     ratio = np.full(len(polygons), np.nan)
@@ -218,10 +232,17 @@ def _stained_ratios(visible, ground):
     return np.array(ratios, float)
 
 
+def _sizes(measured, step):
+    "Turn sizes in a picture that is smaller by `step` to those in px of the picture as it came"
+    area, perimeter = measured['area_px']*step**2, measured['perimeter_px']*step
+    return dict(area_px=area, perimeter_px=perimeter, diameter_px=np.sqrt(4*area/np.pi),
+                circularity=_circularity(area, perimeter))
+
+
 def _measure(filled, visible):
-    "Measure shape and color of every cell"
+    "Measure shape and color of every cell: name -> n numbers"
     rows = [[*_shape(cell[2]), *_color(pixels, mask)] for cell, (pixels, mask) in zip(filled, visible)]
-    return pd.DataFrame(np.array(rows, float).reshape(-1, len(_MEASURED)), columns=_MEASURED)
+    return dict(zip(_MEASURED, np.array(rows, float).reshape(-1, len(_MEASURED)).T))
 
 # %% ../../nbs/cells/01_morphology.ipynb #n014
 def morphology(
@@ -229,21 +250,22 @@ def morphology(
     polygons,                 # contours of the cells, px: a cells table of this image or a sequence
     nuclei=None,              # contours of the nuclei, one a cell; where None, measured from the stain
     um_per_px: float = None,  # micrometers per pixel, adds columns in um
+    glass=None,               # RGB of the picture's empty glass, where known; None: estimated
 ) -> pd.DataFrame:            # columns MORPHOLOGY, one row a polygon, in order
     "Measure shape, color and nucleus:cytoplasm ratio of cells"
     check_rgb(image)
     polygons = clean_polygons(polygons)
     check_inside(image, polygons)
-    filled = [_fill(polygon) for polygon in polygons]
-    visible = [_visible(image, *cell) for cell in filled]
-    table = _measure(filled, visible)
-    table['circularity'] = _circularity(table['area_px'], table['perimeter_px'])
-    table['solidity'] = shapely.area(polygons)/shapely.area(shapely.convex_hull(polygons))
-    table['diameter_px'] = np.sqrt(4*table['area_px']/np.pi)
-    ratio = _drawn_ratios(polygons, nuclei)
+    small, contours, step = _halved(image, polygons)
+    filled = [_fill(contour) for contour in contours]
+    visible = [_visible(small, *cell) for cell in filled]
+    measured, ratio = _measure(filled, visible), _drawn_ratios(polygons, nuclei)
     if np.isnan(ratio).any():
-        ratio = np.where(np.isnan(ratio), _stained_ratios(visible, ground_color(image, polygons)), ratio)
-    table = table.assign(nc_ratio=ratio)[list(MORPHOLOGY)]
+        glass = ground_color(image, polygons) if glass is None else glass
+        ratio = np.where(np.isnan(ratio), _stained_ratios(visible, glass), ratio)
+    solidity = shapely.area(polygons)/shapely.area(shapely.convex_hull(polygons))
+    values = measured | _sizes(measured, step) | dict(solidity=solidity, nc_ratio=ratio)
+    table = pd.DataFrame({name: values[name] for name in MORPHOLOGY})
     if not um_per_px:
         return table
     return table.assign(area_um2=table['area_px']*um_per_px**2, perimeter_um=table['perimeter_px']*um_per_px,
@@ -291,11 +313,14 @@ def _crops_of_image(path, cells, settings, scales, nuclei):
     image, (um_per_px, assumed_um) = read_image(path), scales
     drawn = cells['nucleus'] if nuclei and 'nucleus' in cells else None
     try:
-        crops = crop_cells(image, cells, settings, um_per_px or assumed_um)
-        measured = morphology(image, cells, drawn, um_per_px)
+        polygons = clean_polygons(cells)
+        check_inside(image, polygons)
+        glass = ground_color(image, polygons)
+        crops = crop_cells(image, polygons, settings, um_per_px or assumed_um, glass)
+        measured = morphology(image, polygons, drawn, um_per_px, glass)
         if 'has_nucleus' in cells:
             return crops, measured.assign(has_nucleus=cells.has_nucleus.to_numpy(bool))
-        return crops, measured.assign(has_nucleus=has_nucleus(image, clean_polygons(cells)))
+        return crops, measured.assign(has_nucleus=has_nucleus(image, polygons, glass))
     except InputError as error:
         raise InputError(str(error), where=path) from error
 

@@ -20,15 +20,16 @@ _LEAST_GROUND = 50        # stained pixels outside all finds, under which nothin
 _FLOOR = .1               # optical density, added to the ground's
 
 
-def _densities(image, polygons):
+def _densities(image, polygons, glass):
     "Give the optical density of a shrunken picture, h x w x 3, and the factor it was shrunk by"
     factor = min(1., _CELL_PX/np.median(equivalent_diameter(polygons)))
     factor = max(factor, 8/min(image.shape[:2]))
     small = image
     if factor < 1:
         small = shrink(image, tuple(max(1, round(side*factor)) for side in image.shape[1::-1]))
-    glass = ground_color(image, polygons).astype(np.float32)
-    density = -np.log((small.astype(np.float32) + 1)/(glass + 1))
+    glass = ground_color(image, polygons) if glass is None else glass
+    levels = np.arange(256, dtype=np.float32)[:, None]
+    density = cv2.LUT(small, -np.log((levels + 1)/(np.float32(glass) + 1))[None])
     return cv2.GaussianBlur(density, (0, 0), 1), np.divide(small.shape[1::-1], image.shape[1::-1])
 
 
@@ -56,21 +57,23 @@ def _upper_tenth(values):
 def nuclear_contrast(
     image,           # H x W x 3 uint8
     polygons,        # contours of all finds of the picture, px
+    glass=None,      # RGB of its empty glass, where known; None: estimated (`cblc.cells.crops.ground_color`)
 ) -> np.ndarray:     # n, 0 or more; about 1 for what is as dark as the picture's ground
     "Measure how much darker the darkest tenth of each find is than the stained ground of its picture"
     check_rgb(image)
     polygons = list(polygons)
     if not polygons:
         return np.empty(0)
-    density, zoom = _densities(image, polygons)
+    density, zoom = _densities(image, polygons, glass)
     covered, darkest = np.zeros(density.shape[:2], np.uint8), []
     for window, mask in _masks(polygons, zoom, density.shape[:2]):
         covered[window] |= mask
         values = density[window][mask] if mask.any() else density[window].reshape(-1, 3)
         darkest.append([_upper_tenth(values[:, channel]) for channel in (0, 1)])
-    outside = density[cv2.dilate(covered, np.ones((3, 3), np.uint8)) == 0]
-    stained = outside[outside.mean(1) > _STAINED]
-    ground = np.median(stained[:, :2], axis=0) if len(stained) >= _LEAST_GROUND else np.zeros(2)
+    is_free = cv2.dilate(covered, np.ones((3, 3), np.uint8)) == 0
+    is_stained = is_free & (cv2.transform(density, np.full((1, 3), 1/3, np.float32)) > _STAINED)
+    stained = [density[..., channel][is_stained] for channel in (0, 1)]
+    ground = np.median(stained, axis=1) if len(stained[0]) >= _LEAST_GROUND else np.zeros(2)
     return (np.array(darkest)/(np.maximum(ground, 0) + _FLOOR)).max(1).clip(0)
 
 # %% ../../nbs/cells/07_nucleus.ipynb #n010
@@ -95,7 +98,8 @@ def _evenness(image, polygon):
 def has_nucleus(
     image,           # H x W x 3 uint8
     polygons,        # contours of all finds of the picture, px
+    glass=None,      # RGB of its empty glass, where known; None: estimated
 ) -> np.ndarray:     # n bools
     "Tell which finds have a nucleus"
     printed = np.array([_evenness(image, polygon) > _MOST_EVEN for polygon in polygons], bool)
-    return (nuclear_contrast(image, polygons) >= LEAST_CONTRAST) & ~printed
+    return (nuclear_contrast(image, polygons, glass) >= LEAST_CONTRAST) & ~printed

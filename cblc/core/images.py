@@ -82,6 +82,8 @@ _pillow_open = Image.open  # Ultralytics, once imported, replaces it by one that
 _NO_IMAGE = ('not an image that can be read, whatever its name says', 'export it as PNG, TIFF or JPEG')
 _lock = threading.Lock()
 _lifted = dict(n_users=0, limit=None)
+_kept = dict(n_users=0, pictures={}, halves={}, free=0)
+_KEPT_BYTES = 2**28     # of decoded pictures and their halves: 21 fields of 2040 x 1536 px
 
 @contextmanager
 def any_size():
@@ -290,6 +292,18 @@ def _deep_to_image(values, path):
     return Image.fromarray(np.dstack([color, alpha]))
 
 # %% ../../nbs/core/01_images.ipynb #bdbdf868
+def _half(image):
+    "Average 2 x 2 pixels; of a picture that is kept, so is its half"
+    import cv2
+    halves = _kept['halves']
+    half = halves.get(id(image))        # of kept pictures only, so that no other has this id
+    if half is None:
+        height, width = (side//2*2 for side in image.shape[:2])
+        half = cv2.resize(image[:height, :width], (width//2, height//2), interpolation=cv2.INTER_AREA)
+        if id(image) in halves:
+            half.flags.writeable, halves[id(image)] = False, half
+    return half
+
 def shrink(
     image,           # H x W or H x W x 3 uint8
     size: tuple,     # width and height wanted, px; not larger than the picture's, or InputError
@@ -300,8 +314,7 @@ def shrink(
         problem = f'{image.shape[1]} x {image.shape[0]} px cannot be shrunk to {size[0]} x {size[1]}'
         raise InputError(problem, 'give a smaller size of at least 1 px')
     while image.shape[1] >= 2*size[0] and image.shape[0] >= 2*size[1]:
-        even = image[:image.shape[0]//2*2, :image.shape[1]//2*2]
-        image = cv2.resize(even, (even.shape[1]//2, even.shape[0]//2), interpolation=cv2.INTER_AREA)
+        image = _half(image)
     if image.shape[1::-1] == tuple(size):
         return image
     return cv2.resize(image, tuple(size), interpolation=cv2.INTER_AREA)
@@ -334,8 +347,6 @@ def _decode(image, path):
 
 _FETCH_AGAIN = 'fetch the original file again'
 
-_kept = dict(n_users=0, pictures={}, free=0)
-_KEPT_BYTES = 2**28     # of decoded pictures: 27 fields of 2040 x 1536 px
 
 def _kept_key(path):
     "Tell one state of a file from others; None where there is no such file"
@@ -349,9 +360,10 @@ def _keep(key, pixels):
     "Keep a decoded picture where there is room, and give it as what nobody may write to"
     pixels.flags.writeable = False
     with _lock:
-        if _kept['n_users'] and key not in _kept['pictures'] and pixels.nbytes <= _kept['free']:
-            _kept['pictures'][key] = pixels
-            _kept['free'] -= pixels.nbytes
+        n_bytes = pixels.nbytes*5//4        # with its half
+        if _kept['n_users'] and key not in _kept['pictures'] and n_bytes <= _kept['free']:
+            _kept['pictures'][key], _kept['halves'][id(pixels)] = pixels, None
+            _kept['free'] -= n_bytes
     return pixels
 
 @contextmanager
@@ -361,7 +373,7 @@ def keep_pictures(
     "Decode no picture twice inside: `read_image` gives the same array again, read-only"
     with _lock:
         if not _kept['n_users']:
-            _kept.update(pictures={}, free=most)
+            _kept.update(pictures={}, halves={}, free=most)
         _kept['n_users'] += 1
     try:
         yield
@@ -369,7 +381,7 @@ def keep_pictures(
         with _lock:
             _kept['n_users'] -= 1
             if not _kept['n_users']:
-                _kept.update(pictures={}, free=0)
+                _kept.update(pictures={}, halves={}, free=0)
 
 def read_image(
     path,           # an image file; a page of a TIFF, `fields.tif#2`; a part of a slide (`core/24_regions`)

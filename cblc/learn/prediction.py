@@ -71,7 +71,7 @@ class Classifier:
         self,
         crops,           # n x S x S x 3 uint8, or a list of pictures; resized where need be
         adapt=False,     # measure the normalization on these crops, where `adapt_bn` is above 0
-        batch=64,        # crops a batch
+        batch=16,        # crops a batch: more do not fit into a processor's cache and are slower
         progress=True,   # a bar, on a terminal
     ) -> np.ndarray:     # n x leaves
         "Run the network"
