@@ -20,40 +20,62 @@ from .prevalence import ICC_CANDIDATES, weigh_iccs
 from .sampling import NOT_A_CELL, AuditSettings, audit_frame, count_answers, read_answers
 
 # %% ../../nbs/ratio/18_audit.ipynb #fcd72a96
-_PRIOR_LABELS = 1.5    # that a stratum's prior is worth
-_PRIOR_OF_NAME = .5   # labels that the whole smear's prior of a name is worth, at least (Jeffreys)
-_PRIOR_MISSED = 1/3    # cells: the neutral prior of a rate (Kerman 2011)
+_PRIOR_LABELS = 1.    # that a stratum's prior is worth
+_PRIOR_OF_NAME = .5   # labels that the whole smear's prior of a name is worth, at least
+_PRIOR_MISSED = .3   # cells: the prior of a rate; 1/3 is neutral (Kerman 2011)
+_PRIOR_SPREAD = 4., 1.2  # how much missed cells vary beyond chance: what the prior is worth, and says
 
 def _prior_shares(finds):
     "Give each stratum the shares seen in it and beside it"
     padded = np.vstack([np.zeros(3), finds, np.zeros(3)])
-    near = padded[:-2] + padded[1:-1] + padded[2:] + np.array([.5, .5, .2])
+    near = padded[:-2] + padded[1:-1] + padded[2:] + .1
     return near/near.sum(1, keepdims=True)
 
-def _draw_finds(finds, size, n, rng, draws):
-    "Draw how many finds are of the name, and other cells: draws x 2"
+def _posterior(finds, size, n, guess):
+    "Compute the shape of each stratum's Dirichlet distribution"
     prior = _PRIOR_LABELS*_prior_shares(finds)
+    expected = size[:, None]*np.stack([guess, 1 - guess], 1).clip(1e-3)
     lacking = np.maximum(_PRIOR_OF_NAME - prior[:, :2].sum(0), 0)   # where hardly a label was of the name
-    prior[:, :2] += lacking*(size/size.sum())[:, None]
+    prior[:, :2] += lacking*expected/expected.sum(0)
     shape = finds + prior
-    share = rng.standard_gamma(np.broadcast_to(shape, (draws, *shape.shape)))
+    worth = np.where(n > 1, (n - 1)/shape.sum(1), 1).clip(.3, 1)
+    return shape*worth[:, None]
+
+def _draw_finds(finds, size, n, guess, rng, draws):
+    "Draw how many finds are of the name, and other cells: draws x 2"
+    shape = _posterior(finds, size, n, guess)
+    share = rng.standard_gamma(np.broadcast_to(shape, (draws, *shape.shape))) + 1e-300
     share = share/share.sum(-1, keepdims=True)
     rest = (size - n).astype(int)
     of_name = rng.binomial(rest, share[..., 0])
-    among_rest = share[..., 1]/np.maximum(share[..., 1] + share[..., 2], 1e-12)
-    other = rng.binomial(rest - of_name, among_rest)
+    among_rest = share[..., 1]/(share[..., 1] + share[..., 2])
+    other = rng.binomial(rest - of_name, among_rest.clip(0, 1))
     return finds[:, :2].sum(0) + np.stack([of_name.sum(1), other.sum(1)], 1)
 
-def _draw_missed(missed, size, rng, draws):
+def _expected_missed(frame, finds, n):
+    "Guess from what was found how many cells each picture's regions lack, relative to all: regions x 2"
+    shares = (finds + _prior_shares(finds))/(n + 1)[:, None]
+    is_find = (frame.kind == 'cell').to_numpy()
+    images, by_find = frame.image_id[~is_find], shares[frame.stratum[is_find], :2]
+    found = pd.DataFrame(by_find).groupby(frame.image_id[is_find].to_numpy()).sum()
+    regions = images.map(images.value_counts()).to_numpy()[:, None]
+    expected = found.reindex(images).fillna(0).to_numpy()/regions
+    expected = expected/expected.mean(0).clip(1e-9)
+    return (expected + .5)/1.5, images.to_numpy()
+
+def _draw_missed(missed, seen, rest, rng, draws):
     "Draw how many missed cells are of the name, and others: draws x 2"
-    n, totals = len(missed), missed.sum(0)
     drawn = np.zeros((draws, 2))
-    for i, total in enumerate(totals):
-        wider = 1.
-        if n > 2 and total > 2:
-            wider = np.clip(missed[:, i].var(ddof=1)/missed[:, i].mean(), 1, 4)
-        rate = rng.standard_gamma(total/wider + _PRIOR_MISSED, draws)/(max(n, 1)/wider)
-        drawn[:, i] = total + rng.poisson(rate*(size - n))
+    for i, total in enumerate(missed.sum(0)):
+        degrees, spread = _PRIOR_SPREAD
+        chance = total*seen[:, i]/seen[:, i].sum() if total else np.ones(len(seen))
+        excess = ((missed[:, i] - chance)**2/chance).sum() if total else spread*max(len(seen) - 1, 0)
+        spread, degrees = degrees*spread + excess, degrees + max(len(seen) - 1, 0)
+        wider = np.maximum(spread/rng.chisquare(degrees, draws), 1)
+        rate = rng.standard_gamma(total/wider + _PRIOR_MISSED)*wider/max(seen[:, i].sum(), 1)
+        beyond = np.maximum(wider - 1, 1e-3)
+        lots = np.maximum(rate*max(rest[i], 0.)/beyond, 1e-12)
+        drawn[:, i] = total + rng.poisson(rng.standard_gamma(lots)*beyond)
     return drawn
 
 def _plug_in(finds, missed, size, n):
@@ -117,15 +139,23 @@ def _field_effect(frame, icc):
     share = by_field['size']/by_field['size'].sum()
     return 1/max(icc*(share**2).sum(), 1e-9)
 
-def _one_share(name, answers, worth, n_regions, level, draws, seed, count, vocabulary):
+def _draw_totals(frame, answers, finds, missed, rng, draws):
+    "Draw how many cells of the name, and others, lie on the pictures: draws x 2"
+    size, n = (counts[:len(finds)] for counts in (answers.size, answers.n))
+    is_find = (frame.kind == 'cell').to_numpy()
+    guess = np.bincount(frame.stratum[is_find], frame.guess[is_find], len(size))/np.maximum(size, 1)
+    totals = _draw_finds(finds, size, n, guess, rng, draws)
+    if is_find.all():
+        return totals
+    expected, images = _expected_missed(frame, finds, n)
+    seen = expected[[np.flatnonzero(images == image)[0] for image in answers.images]].reshape(-1, 2)
+    return totals + _draw_missed(missed, seen, expected.sum(0) - seen.sum(0), rng, draws)
+
+def _one_share(name, frame, answers, worth, level, draws, seed, count, vocabulary):
     "Estimate the share of one name"
     finds, missed = count_answers(answers, name, count, vocabulary=vocabulary)
-    has_regions = n_regions > 0
-    n_strata = len(answers.size) - has_regions
-    finds, rng = finds[:n_strata], np.random.default_rng(seed)
-    totals = _draw_finds(finds, answers.size[:n_strata], answers.n[:n_strata], rng, draws)
-    if has_regions:
-        totals = totals + _draw_missed(missed, answers.size[-1], rng, draws)
+    finds, rng = finds[:len(answers.size) - (frame.kind == 'region').any()], np.random.default_rng(seed)
+    totals = _draw_totals(frame, answers, finds, missed, rng, draws)
     drawn = totals[:, 0]/np.maximum(totals.sum(1), 1)
     tails = (1 - level)/2, (1 + level)/2
     low, high = np.quantile(drawn, tails)
@@ -153,7 +183,7 @@ def _read_labels(cells, labels, regions, settings, count, vocabulary):
     answers = read_answers(frame, labels, vocabulary=vocabulary)
     if not answers.n.sum():
         raise InputError('no label has an answer', f'answer {settings.least_budget} or more')
-    return frame, answers
+    return frame, answers, target
 
 def _as_audit(shares, answers, labels, level):
     "Put shares and counts of answers together"
@@ -176,11 +206,12 @@ def estimate(
     vocabulary: Vocabulary,  # what the codes mean
 ) -> Audit:  # InputError where labels do not belong here
     "Estimate a patient's ratios from a person's labels"
-    frame, answers = _read_labels(cells, labels, regions, settings, count, vocabulary)
-    worth, n_regions = _field_effect(frame, icc), int((frame.kind == 'region').sum())
+    frame, answers, target = _read_labels(cells, labels, regions, settings, count, vocabulary)
+    worth = _field_effect(frame, icc)
     names = ('cblc', 'who_blast', *vocabulary.categories) if names is None else names
-    words = (answers, worth, n_regions, level, draws, seed, count, vocabulary)
-    shares = {name: _one_share(name, *words) for name in names}
+    words = (answers, worth, level, draws, seed, count, vocabulary)
+    silent = frame.assign(guess=.5)   # the model's word is known of the plan's target only
+    shares = {name: _one_share(name, frame if name == target else silent, *words) for name in names}
     return _as_audit(shares, answers, labels, level)
 
 # %% ../../nbs/ratio/18_audit.ipynb #b428dc45

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOT_A_CELL', 'MOST_MISSED', 'cut_regions', 'AuditSettings', 'audit_frame', 'Answers', 'read_answers', 'count_answers',
-           'plan']
+           'plan', 'plan_in_rounds']
 
 # %% ../../nbs/ratio/17_sampling.ipynb #dc44a2d8
 import hashlib
@@ -48,10 +48,11 @@ MOST_MISSED = 24           # cells a region may have missed; more means that reg
 class AuditSettings:
     "How an audit draws"
     n_strata: int = 6           # of the finds
-    temper: float = .6          # the model's log-odds count so much, 0-1
-    least_doubt: float = .02    # variance that even the surest call is given, 0-0.25
+    temper: float = 1.          # the model's log-odds count so much, 0-1
+    field_weight: float = .7    # and those of the cell's field so much, 0-1
+    least_doubt: float = .03    # variance that even the surest call is given, 0-0.25
     proportional: float = .25   # share of the draws that follow the strata's sizes, 0-1
-    region_share: float = .2    # of those draws, for regions, 0-1
+    region_share: float = .3    # of those draws, for regions, 0-1
     guess_weight: float = 3.    # labels that the first guess of a stratum is worth
     least_budget: int = 20      # labels below which nothing is planned
 
@@ -64,16 +65,24 @@ def _fingerprint(frame, target):
     text = '\n'.join([target, *frame.unit.astype(str), *frame.p.round(9).astype(str)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-def _cut_strata(p, settings):
-    "Cut finds, sorted by probability, where the doubt adds up to equal shares"
-    tempered = special.expit(settings.temper*special.logit(np.clip(p, 1e-6, 1 - 1e-6)))
-    order = np.argsort(p, kind='stable')
-    doubt = np.cumsum(np.sqrt(np.maximum(tempered*(1 - tempered), settings.least_doubt))[order])
+def _field_odds(p, image, cells=8.):
+    "Give each find the log-odds by which its field differs from the smear, by the model's word"
+    by_field = pd.Series(p).groupby(image)
+    share = (by_field.transform('sum') + cells*p.mean())/(by_field.transform('size') + cells)
+    odds = special.logit(np.clip([*share, p.mean()], 1e-3, 1 - 1e-3))
+    return odds[:-1] - odds[-1]
+
+def _cut_strata(p, image, settings):
+    "Cut finds, sorted by log-odds, where the doubt adds up to equal shares"
+    log_odds = settings.temper*special.logit(np.clip(p, 1e-4, 1 - 1e-4))
+    log_odds = log_odds + settings.field_weight*_field_odds(special.expit(log_odds), image)
+    guess, order = special.expit(log_odds), np.argsort(log_odds, kind='stable')
+    doubt = np.cumsum(np.sqrt(np.maximum(guess*(1 - guess), settings.least_doubt))[order])
     cuts = np.searchsorted(doubt, doubt[-1]*np.arange(1, settings.n_strata)/settings.n_strata)
-    first_alike = np.searchsorted(p[order], p[order])   # cells of one probability stay together
+    first_alike = np.searchsorted(log_odds[order], log_odds[order])   # cells that look alike stay together
     stratum = np.empty(len(p), int)
     stratum[order] = np.searchsorted(cuts, first_alike, side='right')
-    return stratum, tempered
+    return stratum, guess
 
 def _finds_to_draw(cells):
     "Keep the finds that lie where cells are counted; refuse none, or one twice"
@@ -98,8 +107,8 @@ def audit_frame(
     cells = _finds_to_draw(cells)
     called = cells.assign(cblc=cells.cblc.fillna(False).astype(bool))
     p = np.nan_to_num(target_calls(called, target, count, vocabulary=vocabulary)[1], nan=.5)
-    stratum, guess = _cut_strata(p, settings)
     image, unit = cells.image_id.to_numpy(object), cells.cell_id.to_numpy(object)
+    stratum, guess = _cut_strata(p, image, settings)
     frame = pd.DataFrame(dict(kind='cell', unit=unit, image_id=image, stratum=stratum, p=p, guess=guess))
     if regions is not None:
         rows = dict(kind='region', unit=regions.region_id.to_numpy(object),
@@ -116,37 +125,37 @@ class Answers:
     finds: pd.DataFrame   # answered finds: stratum, code
     missed: pd.DataFrame  # missed cells that were named: region (its number among those answered), code
     n_regions: int        # regions answered
+    images: tuple = ()    # image_id of each of them
 
-def _refuse_labels(frame, labels, vocabulary):
-    "Refuse labels that do not belong to this frame, stand twice, or use unknown codes"
-    other = labels[labels.run != frame.run.iloc[0]]
-    if len(other):
-        raise InputError(f'{len(other)} labels belong to another run', 'open the review of this result',
-                         f'run {other.run.iloc[0]}')
-    key = pd.MultiIndex.from_frame(labels[['kind', 'unit']])
-    absent = ~key.isin(pd.MultiIndex.from_frame(frame[['kind', 'unit']]))
-    if absent.any():
-        where = ' '.join(map(str, key[absent][0]))
-        raise InputError('is not in this result', 'label the cells of the plan', where)
-    if key.duplicated().any():
-        where = ' '.join(map(str, key[key.duplicated()][0]))
-        raise InputError('is labeled twice', 'keep one answer, or settle which holds', where)
-    _refuse_codes(labels, vocabulary)
+def _keys(units):
+    "Name units by kind and name"
+    return list(zip(units.kind.to_list(), map(str, units.unit.to_list())))
 
-def _refuse_codes(labels, vocabulary):
+def _refuse_labels(row_of, keys, runs, run):
+    "Refuse labels that do not belong to this frame, or stand twice"
+    others = [other for other in runs if other != run]
+    if others:
+        raise InputError(f'{len(others)} labels belong to another run', 'open the review of this result',
+                         f'run {others[0]}')
+    seen = set()
+    for key in keys:
+        if key not in row_of:
+            raise InputError('is not in this result', 'label the cells of the plan', ' '.join(key))
+        if key in seen:
+            raise InputError('is labeled twice', 'keep one answer, or settle which holds', ' '.join(key))
+        seen.add(key)
+
+def _refuse_codes(keys, said, vocabulary):
     "Refuse unknown codes, several for one find, and regions that are too large"
-    words = labels.code.where(labels.kind == 'region', labels.code.replace(NOT_A_CELL, '')).str.split()
-    unknown = vocabulary.unknown(words.explode().dropna())
+    unknown = vocabulary.unknown(sorted({word for words in said for word in words} - {NOT_A_CELL}))
     if unknown:
         problem = f'code {unknown[0]!r} is not in the vocabulary'
         raise InputError(problem, f'use one of its codes, or {NOT_A_CELL!r}')
-    is_cell = labels.kind == 'cell'
-    vague = labels[is_cell & (labels.code != NOT_A_CELL) & (words.str.len() != 1)]
-    if len(vague):
-        problem = f'{vague.code.iloc[0]!r} is not one code'
-        raise InputError(problem, 'a find is one cell or none', vague.unit.iloc[0])
-    if (words[~is_cell].str.len() > MOST_MISSED).any():
-        raise InputError(f'a region has more than {MOST_MISSED} missed cells', 'cut smaller regions')
+    for (kind, unit), words in zip(keys, said):
+        if kind == 'cell' and len(words) != 1:
+            raise InputError(f'{" ".join(words)!r} is not one code', 'a find is one cell or none', unit)
+        if len(words) > MOST_MISSED:
+            raise InputError(f'a region has more than {MOST_MISSED} missed cells', 'cut smaller regions')
 
 def read_answers(
     frame: pd.DataFrame,     # from `audit_frame`
@@ -156,19 +165,21 @@ def read_answers(
 ) -> Answers:                # InputError names what does not belong
     "Read a person's labels against the frame they were drawn from"
     need_columns(labels, ['kind', 'unit', 'code', 'run'], 'labels')
-    labels = labels[labels.code.notna()].reset_index(drop=True)
-    labels = labels.assign(code=labels.code.astype(str).str.strip())
-    _refuse_labels(frame, labels, vocabulary)
-    stratum_of = frame.set_index(['kind', 'unit']).stratum
-    stratum = stratum_of.reindex(pd.MultiIndex.from_frame(labels[['kind', 'unit']])).to_numpy()
-    n_strata = frame.stratum.max() + 1
-    is_cell = (labels.kind == 'cell').to_numpy()
-    said = labels.code[~is_cell].reset_index(drop=True).str.split().explode().dropna()
-    return Answers(np.bincount(stratum.astype(int), minlength=n_strata),
-                   np.bincount(frame.stratum, minlength=n_strata),
-                   pd.DataFrame(dict(stratum=stratum[is_cell].astype(int), code=labels.code[is_cell])),
-                   pd.DataFrame(dict(region=said.index.astype(int), code=said.to_numpy(object))),
-                   int((~is_cell).sum()))
+    labels = labels[labels.code.notna()]
+    row_of, keys = {key: row for row, key in enumerate(_keys(frame))}, _keys(labels)
+    _refuse_labels(row_of, keys, labels.run.to_list(), frame.run.iloc[0])
+    codes = [str(code).strip() for code in labels.code]
+    is_find = np.array([kind == 'cell' for kind, _ in keys], bool)
+    said = [[code] if found and code == NOT_A_CELL else code.split() for code, found in zip(codes, is_find)]
+    _refuse_codes(keys, said, vocabulary)
+    row = np.array([row_of[key] for key in keys], int)
+    stratum, n_strata = frame.stratum.to_numpy()[row], frame.stratum.max() + 1
+    in_region = [words for words, found in zip(said, is_find) if not found]
+    missed = [(i, word) for i, words in enumerate(in_region) for word in words]
+    return Answers(np.bincount(stratum, minlength=n_strata), np.bincount(frame.stratum, minlength=n_strata),
+                   pd.DataFrame(dict(stratum=stratum[is_find], code=np.array(codes, object)[is_find])),
+                   pd.DataFrame(missed, columns=['region', 'code']),
+                   len(in_region), tuple(frame.image_id.to_numpy(object)[row[~is_find]]))
 
 # %% ../../nbs/ratio/17_sampling.ipynb #76aeb8d8
 def count_answers(
@@ -179,8 +190,8 @@ def count_answers(
     vocabulary: Vocabulary,                  # what the codes mean
 ) -> tuple:  # strata of finds x 3 (of the name, other nucleated cells, neither); regions x 2, missed ones
     "Count answers for one name"
-    codes = pd.unique(pd.concat([answers.finds.code, answers.missed.code]))
-    codes = pd.Series([code for code in codes if code != NOT_A_CELL], dtype=object)
+    found, lost = answers.finds.code.to_list(), answers.missed.code.to_list()
+    codes = pd.Series(sorted({*found, *lost} - {NOT_A_CELL}), dtype=object)
     if name in ('cblc', 'who_blast'):
         named = target_truth(codes, name, count, vocabulary=vocabulary) if len(codes) else []
     elif name in vocabulary.categories:
@@ -189,12 +200,11 @@ def count_answers(
         raise InputError(f'nothing is counted as {name!r}', 'use cblc, who_blast or a category')
     counted = vocabulary.is_in_denominator(codes).to_numpy(bool)
     kind_of = dict(zip(codes, np.select([~counted, np.asarray(named, bool)], [2, 0], 1)))
-    kinds = answers.finds.code.map(kind_of).fillna(2).astype(int)
-    n_finds = np.zeros((len(answers.n), 3))
-    np.add.at(n_finds, (answers.finds.stratum.to_numpy(int), kinds.to_numpy()), 1)
-    missed = np.zeros((answers.n_regions, 3))
-    np.add.at(missed, (answers.missed.region.to_numpy(int),
-                       answers.missed.code.map(kind_of).to_numpy(int)), 1)
+    n_finds, missed = np.zeros((len(answers.n), 3)), np.zeros((answers.n_regions, 3))
+    for stratum, code in zip(answers.finds.stratum.to_list(), found):
+        n_finds[stratum, kind_of.get(code, 2)] += 1
+    for region, code in zip(answers.missed.region.to_list(), lost):
+        missed[region, kind_of[code]] += 1
     return n_finds, missed[:, :2]
 
 # %% ../../nbs/ratio/17_sampling.ipynb #0e90737a
@@ -231,32 +241,44 @@ def _stratum_chances(frame, answers, counts, settings):
         by_size[settings.n_strata] = settings.region_share
     return settings.proportional*by_size + (1 - settings.proportional)*spread/spread.sum()
 
-def _draw_units(frame, left, chances, n, rng):
+def _draw_units(left, is_region, chances, n, rng):
     "Draw units one by one, with the chance of each and the least chance any other had"
     left = [rng.permutation(own) for own in left]
     used, rows = np.zeros(len(left), int), []
     sizes = np.array([len(own) for own in left])
     for _ in range(n):
-        open_to = chances*(used < sizes)
-        open_to = open_to/open_to.sum()
-        each = np.divide(open_to, sizes - used, out=np.full(len(left), np.inf), where=used < sizes)
-        stratum = rng.choice(len(left), p=open_to)
-        is_region = np.arange(len(left)) >= frame.stratum[frame.kind == 'cell'].max() + 1
-        least = np.where(is_region, np.inf, each).min(), np.where(is_region, each, np.inf).min()
+        is_open = used < sizes
+        open_to = chances*is_open/(chances*is_open).sum()
+        each = np.where(is_open, open_to/np.maximum(sizes - used, 1), np.inf)
+        stratum = min(np.searchsorted(np.cumsum(open_to), rng.random(), 'right'), np.flatnonzero(is_open)[-1])
+        least = each[~is_region].min(initial=np.inf), each[is_region].min(initial=np.inf)
         rows.append((left[stratum][used[stratum]], each[stratum], *least))
         used[stratum] += 1
     return pd.DataFrame(rows, columns=['row', 'chance', 'least_cell', 'least_region'])
 
 def _draw_rows(frame, done, chances, budget, seed):
     "Draw rows of the frame that are not yet planned, up to the budget"
-    is_done = frame.set_index(['kind', 'unit']).index.isin(done.set_index(['kind', 'unit']).index)
-    left = [np.flatnonzero((frame.stratum == h) & ~is_done) for h in range(len(chances))]
+    known, stratum = set(_keys(done)), frame.stratum.to_numpy()
+    is_left = np.array([key not in known for key in _keys(frame)], bool)
+    left = [np.flatnonzero((stratum == h) & is_left) for h in range(len(chances))]
+    is_region = np.arange(len(chances)) > stratum[(frame.kind == 'cell').to_numpy()].max()
     n = max(0, min(budget, len(frame)) - len(done))
-    drawn = _draw_units(frame, left, chances, n, np.random.default_rng([seed, len(done)]))
+    drawn = _draw_units(left, is_region, chances, n, np.random.default_rng([seed, len(done)]))
     fresh = pd.concat([frame.iloc[drawn.row].reset_index(drop=True), drawn.drop(columns='row')], axis=1)
     return fresh.drop(columns=['p', 'guess'])
 
 # %% ../../nbs/ratio/17_sampling.ipynb #ba5b8af8
+def _plan_on(frame, labels, budget, seed, target, settings, count, vocabulary):
+    "Draw the rows that are lacking up to the budget"
+    done = frame[:0].assign(code=None) if labels is None else labels
+    answers = read_answers(frame, done, vocabulary=vocabulary)
+    counts = count_answers(answers, target, count, vocabulary=vocabulary)
+    chances = _stratum_chances(frame, answers, counts, settings)
+    fresh = _draw_rows(frame, done, chances, budget, seed).assign(target=target, code=None)
+    rows = fresh if labels is None else pd.concat([labels, fresh], ignore_index=True)[list(fresh)]
+    share = np.bincount(rows.stratum, minlength=len(chances))/np.maximum(answers.size, 1)
+    return rows.assign(probability=share[rows.stratum])
+
 def plan(
     cells: pd.DataFrame,  # one patient's finds, classified, with `counted`
     budget: int,  # units to look at in all
@@ -273,11 +295,23 @@ def plan(
     if budget < settings.least_budget:
         raise InputError(f'{budget} labels are too few', f'plan {settings.least_budget} or more')
     frame = audit_frame(cells, regions, target, settings, count, vocabulary=vocabulary)
-    done = frame[:0].assign(code=None) if labels is None else labels
-    answers = read_answers(frame, done, vocabulary=vocabulary)
-    counts = count_answers(answers, target, count, vocabulary=vocabulary)
-    chances = _stratum_chances(frame, answers, counts, settings)
-    fresh = _draw_rows(frame, done, chances, budget, seed).assign(target=target, code=None)
-    rows = fresh if labels is None else pd.concat([labels, fresh], ignore_index=True)[list(fresh)]
-    share = np.bincount(rows.stratum, minlength=len(chances))/np.maximum(answers.size, 1)
-    return rows.assign(probability=share[rows.stratum])
+    return _plan_on(frame, labels, budget, seed, target, settings, count, vocabulary)
+
+def plan_in_rounds(
+    cells: pd.DataFrame,  # one patient's finds, classified, with `counted`
+    answer,  # a function: takes the planned rows, gives them with `code` filled in
+    budget: int = 100,  # units to look at in all
+    seed: int = 0,  # of the draws
+    regions: pd.DataFrame = None,  # None: missed cells are not looked for
+    target: str = 'cblc',  # of `cblc.ratio.patients.TARGETS`: what is to be settled
+    settings: AuditSettings = AuditSettings(),  # how an audit draws
+    count: CountSettings = CountSettings(),  # is promyelocytic leukemia known
+    *,
+    vocabulary: Vocabulary,  # what the codes mean
+) -> pd.DataFrame:  # as from `plan`, answered
+    "Draw, have answered, and draw on by what the answers showed, twenty at a time"
+    frame, rows = audit_frame(cells, regions, target, settings, count, vocabulary=vocabulary), None
+    least = settings.least_budget
+    for until in [*range(least, budget, least), max(budget, least)]:
+        rows = answer(_plan_on(frame, rows, until, seed, target, settings, count, vocabulary))
+    return rows
