@@ -172,7 +172,7 @@ class _Look:
     size: tuple = (0, 0)        # width and height of the picture, px
 
 
-_NEAR = 1.2     # times a look's scale that the one it suggests may be, up to which the look is good enough
+_NEAR = 1.25    # times a look's scale that the one it suggests may be, up to which the look is good enough
 
 
 def _settle(looks, diameter):
@@ -349,6 +349,14 @@ class Segmenter:
 _FIRST, _ENOUGH = 3, 60     # pictures that are looked at first, and cells measured in them that are enough
 
 
+def _first_look(segmenter, image, is_cell):
+    "Let a segmenter look at a picture; of one that can only tell its scale, that is all that is known"
+    if hasattr(segmenter, '_look'):
+        return segmenter._look(image, is_cell)
+    scale = segmenter.scale(image, None, is_cell)
+    return _Look(diameters=(segmenter.settings.diameter/scale,) if np.isfinite(scale) else ())
+
+
 def _looks(look, items, n):
     "Look at the first three of some pictures, in n threads, and at the rest where those show few cells"
     looks = list(in_threads(look, items[:_FIRST], n))
@@ -375,7 +383,7 @@ def shared_scale(
         return segmenter.scale(None, um_per_px)
 
     def look(image):
-        return segmenter._look(image, is_cell)
+        return _first_look(segmenter, image, is_cell)
     return _settle(_looks(look, images, segmenter.engine.streams), segmenter.settings.diameter)
 
 
@@ -393,7 +401,7 @@ def _scales(images, segmenter, um_per_px, is_cell=None, n=8):
 
     def look(row):
         try:
-            return segmenter._look(read_image(row.path), is_cell)
+            return _first_look(segmenter, read_image(row.path), is_cell)
         except BadImage:            # named when its turn comes
             return _Look()
     for row in images.itertuples():

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pandas as pd
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from .cells.crops import CropSettings
 from .cells.singles import read_singles, view_settings
-from .classifier import fit_classifier, load_classifier
 from .core.bundle import read_bundle
 from .core.engine import batches
 from .core.errors import DISCLAIMER, InputError
@@ -21,14 +21,8 @@ from .core.listing import place_in
 from .core.run import write_csv, write_json
 from .core.sheets import read_sheet
 from .data import VOCABULARY
-from .diffusion.classifier import DiffusionSettings, fit_diffusion, load_diffusion
 from .hospital.adapt import adapt, save_adapted
-from .learn.checkpoint import Checkpoint
-from .learn.generative import GenerativeSettings, fit_generative, load_generative
 from .learn.leaves import ARTEFACT, Leaves, allowed_leaves, leaf_scores
-from .learn.settings import fit_settings
-from .learn.training import SayEpochs
-from .pages.training import training_page
 
 # %% ../nbs/08_tables.ipynb #c005
 def _read_table(path, needed):
@@ -98,11 +92,17 @@ def _read_cells(path, view, say):
     return used.iloc[rows].reset_index(drop=True), crops, part[rows] == 'valid', warnings
 
 
+def _kind(settings):
+    "Name the kind of classifier that settings are of, PyTorch not loaded for it"
+    kinds = dict(DiffusionSettings='diffusion', GenerativeSettings='generative')
+    return kinds.get(type(settings).__name__, 'classifier')
+
+
 def _command(name, settings):
     "Write the command that makes a bundle again"
-    if isinstance(settings, DiffusionSettings):
+    if _kind(settings) == 'diffusion':
         options = f'--recipe diffusion --size {settings.size} --seed {settings.seed} (steps={settings.steps})'
-    elif isinstance(settings, GenerativeSettings):
+    elif _kind(settings) == 'generative':
         options = f'--recipe generative --arch {settings.arch} --size {settings.size} --seed {settings.seed}'
     else:
         run = settings.run
@@ -119,17 +119,22 @@ def _part(table, crops, rows):
     return crops[rows], table.label[rows].replace('', None).tolist(), ids
 
 
+_ROOMS = dict(classifier='cblc.classifier', diffusion='cblc.diffusion.classifier',
+              generative='cblc.learn.generative')    # where each kind is trained
+
+
 def _fit_cells(cells, settings, vocabulary, out, say):
     "Fit the kind of classifier that the settings are of"
     table, crops, is_valid, _ = cells
     names = _centers(table)
     centers, more = sorted(set(names) - {''}) or None, {}
-    if isinstance(settings, GenerativeSettings):
-        fit, centers = fit_generative, centers and names[~is_valid].tolist()
-    elif isinstance(settings, DiffusionSettings):
-        fit = fit_diffusion
-    else:
-        fit, more = fit_classifier, dict(cbs=() if sys.stderr.isatty() else (SayEpochs(say),))
+    kind = _kind(settings)
+    fit = getattr(import_module(_ROOMS[kind]), f'fit_{kind}')
+    if kind == 'generative':
+        centers = centers and names[~is_valid].tolist()
+    elif kind == 'classifier':
+        from cblc.learn.training import SayEpochs
+        more = dict(cbs=() if sys.stderr.isatty() else (SayEpochs(say),))
     valid = _part(table, crops, is_valid) if is_valid.any() else None
     train = _part(table, crops, ~is_valid)
     return fit(*train, centers, settings=settings, vocabulary=vocabulary, valid=valid, out=out/'run', **more)
@@ -137,7 +142,7 @@ def _fit_cells(cells, settings, vocabulary, out, say):
 
 def _view_of(settings):
     "Say how pictures are to be cut for these settings"
-    if isinstance(settings, (DiffusionSettings, GenerativeSettings)):
+    if _kind(settings) != 'classifier':
         return view_settings('sized', settings.size)
     return view_settings(settings.prediction.view, settings.run.size)
 
@@ -161,31 +166,44 @@ def _labels_of(sheet, path):
 # %% ../nbs/08_tables.ipynb #n018
 def _pages(classifier, settings):
     "Write the results page of a training that has one"
-    if isinstance(settings, (DiffusionSettings, GenerativeSettings)):
+    if _kind(settings) != 'classifier':
         return {}
+    from cblc.pages.training import training_page
     return dict(pages={'results.html': training_page(classifier).encode()})
 
 # %% ../nbs/08_tables.ipynb #n005
+def _is_begun(folder):
+    "Tell whether a training lies here that was stopped"
+    from cblc.learn.checkpoint import Checkpoint
+    return bool(list(folder.rglob(Checkpoint.FILE)))
+
+
+def _usual_settings():
+    "Give the settings of a classifier of which nothing is said"
+    from cblc.learn.settings import fit_settings
+    return fit_settings()
+
+
 UNFINISHED = 'an unfinished training; with the same cells and settings it goes on where it was stopped'
 
 
 def fit_csv(
     path,                # table of a crop cohort
     out,                 # folder of the bundle, made if need be
-    settings=fit_settings(),  # or `DiffusionSettings`, or `GenerativeSettings`
+    settings=None,       # `FitSettings` (None: the usual), `DiffusionSettings`, or `GenerativeSettings`
     vocabulary='auto',   # of the labels; 'auto': the shipped one if it has them; None: free names
     trained_on=None,     # for the bundle; None: the table's name and size
     say=print,           # what takes the lines about it
 ) -> Path:               # the bundle; InputError where the table is at fault
-    "Train a classifier from a crop cohort's table, or go on where that was stopped"
+    "Train a classifier from a crop cohort's table, or go on with it"
     out, labels = Path(out), _labels_of(_read_table(path, ['path', 'label']), path)
     if isinstance(vocabulary, str):
         vocabulary = VOCABULARY if _are_known(labels, VOCABULARY) else None
     kind = 'free names, so there is no p_cblc' if vocabulary is None else 'the codes of the vocabulary'
     say(f'{path}: labels are {kind}')
-    view = _view_of(settings)
+    view = _view_of(settings := settings or _usual_settings())
     cells = _read_cells(path, view, say)
-    if list((out/'run').rglob(Checkpoint.FILE)):
+    if _is_begun(out/'run'):
         say(f'{out/"run"}: {UNFINISHED}')
     classifier = _fit_cells(cells, settings, vocabulary, out, say)
     for line in _describe(classifier):
@@ -197,8 +215,7 @@ def fit_csv(
         **_pages(classifier, settings))
 
 # %% ../nbs/08_tables.ipynb #c008
-LOADERS = dict(  # kind of a bundle -> what opens it
-    classifier=load_classifier, diffusion=load_diffusion, generative=load_generative)
+LOADERS = _ROOMS | dict(classifier='cblc.learn.prediction')     # kind of a bundle -> the room that opens it
 
 
 def open_model(
@@ -211,7 +228,7 @@ def open_model(
     if bundle.kind not in LOADERS:
         problem = f'is a {bundle.kind} and names no cells'
         raise InputError(problem, f"give a {' or a '.join(LOADERS)}", bundle.path)
-    return LOADERS[bundle.kind](bundle, backend, threads)
+    return getattr(import_module(LOADERS[bundle.kind]), f'load_{bundle.kind}')(bundle, backend, threads)
 
 
 def _rows_by_center(table):

@@ -302,9 +302,11 @@ def run_batches(
     size: int = 64,         # pictures a batch
     label: str = '',        # said beside the bar
     progress: bool = True,  # False: no bar
+    threads: int = None,    # that call the engine; None: one a stream; 1 where the caller is one of several
 ) -> list:                  # one array an output, n first
     "Run an engine over many pictures, a batch at a time, on as many streams as it has"
-    slices, streams = batches(n, size), getattr(engine, 'streams', 1)      # any callable is an engine
+    slices = batches(n, size)
+    streams = threads or getattr(engine, 'streams', 1)      # any callable is an engine
     if streams > 1:
         slices = batches(n, min(size, max(_LEAST_BATCH, -(-n//streams))))
     done = in_threads(lambda part: engine(get(part)), slices, streams)

@@ -83,7 +83,7 @@ _NO_IMAGE = ('not an image that can be read, whatever its name says', 'export it
 _lock = threading.Lock()
 _lifted = dict(n_users=0, limit=None)
 _kept = dict(n_users=0, pictures={}, halves={}, free=0)
-_KEPT_BYTES = 2**28     # of decoded pictures and their halves: 21 fields of 2040 x 1536 px
+_KEPT_BYTES = 2**27     # of decoded pictures and their halves: 11 fields of 2040 x 1536 px
 
 @contextmanager
 def any_size():

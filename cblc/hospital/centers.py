@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..cells.crops import CropSettings, crop_cells
+from ..cells.crops import CropSettings, PackedCrops, crop_cells
 from ..cells.frame import mark_frame
-from ..cells.morphology import crops_of_cohort
+from ..cells.morphology import crops_of_cohort, cut_pictures, in_order
 from ..cells.stain import measure_stain
 from ..core.engine import progress_bar
 from ..core.errors import InputError
@@ -147,6 +147,30 @@ def _name_finds(classifier, measured, crops, adapt):
              for rows, own in ((~bare, adapt), (bare, False)) if rows.any()]
     return pd.concat(parts).loc[measured.index]
 
+def _name_as_cut(images, found, settings, classifier, um_per_px, progress, packed):
+    "Name the finds of each picture where its crops are cut: crops (or packed), morphology, names"
+    def name(crops):
+        kept = PackedCrops.pack(crops) if packed else crops
+        return classifier.probabilities(crops, progress=False, threads=1), kept
+    size, n, rows, tables = settings.size, len(found), [], []
+    crops = np.empty(n, object) if packed else np.empty((n, size, size, 3), np.uint8)
+    probabilities = np.empty((n, len(classifier.leaves.names)))
+    pictures = cut_pictures(images, found, settings, progress, um_per_px, use=name)
+    for own, (of_leaves, cut), measured in pictures:
+        probabilities[own], crops[own] = of_leaves, cut
+        rows.append(own)
+        tables.append(measured)
+    named = classifier.table(probabilities).set_axis(found.index)
+    return PackedCrops(crops) if packed else crops, in_order(tables, rows, found), named
+
+def _name(images, found, settings, classifier, um_per_px, progress, adapt, packed):
+    "Name finds as they are cut, or all at once where a classifier measures something on all of them"
+    if hasattr(classifier, 'table') and not (adapt and classifier.adapt_bn):
+        return _name_as_cut(images, found, settings, classifier, um_per_px, progress, packed)
+    crops, measured = crops_of_cohort(images, found, settings, progress, um_per_px)
+    named = _name_finds(classifier, measured, crops, adapt)
+    return PackedCrops(PackedCrops.pack(crops)) if packed else crops, measured, named
+
 # %% ../../nbs/hospital/01_centers.ipynb #n004
 def classify_images(
     images,              # images table: image_id, path, patient_id, center
@@ -158,14 +182,15 @@ def classify_images(
     progress=True,       # show a bar
     find=None,           # `find(images, segmenter)` -> (cells, problems), as `find_singles` does
     adapt=False,         # let a classifier measure its normalization again on these crops
+    packed=False,        # give crops as `PackedCrops`, fit to be looked at
 ) -> tuple:              # cells table, crops (n x size x size x 3, same order), problems (a line each)
     "Walk from images to a classified cells table"
     settings = crop_settings or own_crop_settings(classifier)
     with keep_pictures():
         found, problems = _find_placed(images, segmenter, expert, um_per_px, progress, find)
-        crops, measured = crops_of_cohort(images, found, settings, progress, um_per_px)
-    named = _name_finds(classifier, measured, crops, adapt)
-    new = [table[[column for column in table if column not in found]] for table in (measured, named)]
+        named = _name(images, found, settings, classifier, um_per_px, progress, adapt, packed)
+    crops, *tables = named
+    new = [table[[column for column in table if column not in found]] for table in tables]
     finds, words = pd.concat([found, *new], axis=1), getattr(classifier, 'vocabulary', None)
     cells = mark_counted(settle_artefacts(finds), vocabulary=words)
     return cells, crops, problems

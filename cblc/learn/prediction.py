@@ -73,18 +73,19 @@ class Classifier:
         adapt=False,     # measure the normalization on these crops, where `adapt_bn` is above 0
         batch=16,        # crops a batch: more do not fit into a processor's cache and are slower
         progress=True,   # a bar, on a terminal
+        threads=None,    # that call the engine; None: one a stream; 1 where the caller is one of several
     ) -> np.ndarray:     # n x leaves
         "Run the network"
         if adapt and self.adapt_bn and len(crops) >= LEAST_TO_ADAPT:
-            return self.adapted(crops).logits(crops, False, batch, progress)
+            return self.adapted(crops).logits(crops, False, batch, progress, threads)
 
         def read(rows, way):
             some = as_crops(crops[rows], self.size).transpose(0, 3, 1, 2)
             return _shown(np.ascontiguousarray(some, dtype=np.float32), way)
 
         views = [partial(read, way=way) for way in _WAYS[:self.views]]
-        label = 'classifying'
-        return np.mean([run_batches(self.engine, len(crops), v, batch, label, progress)[0] for v in views], 0)
+        options = dict(size=batch, label='classifying', progress=progress, threads=threads)
+        return np.mean([run_batches(self.engine, len(crops), view, **options)[0] for view in views], 0)
 
     def appearance_probabilities(
         self,
@@ -108,7 +109,7 @@ class Classifier:
     def probabilities(
         self,
         crops,           # as of `logits`
-        **options,       # `adapt`, `batch` and `progress` of `logits`
+        **options,       # `adapt`, `batch`, `progress` and `threads` of `logits`
     ) -> np.ndarray:     # n x leaves
         "Run the network and calibrate"
         if not len(crops):
@@ -119,10 +120,17 @@ class Classifier:
     def predict(
         self,
         crops,           # as of `logits`
-        **options,       # `adapt`, `batch` and `progress` of `logits`
+        **options,       # as of `probabilities`
     ) -> pd.DataFrame:   # see `cblc.learn.leaves.leaf_table`
         "Classify crops"
-        return leaf_table(self.probabilities(crops, **options), self.leaves, self.threshold)
+        return self.table(self.probabilities(crops, **options))
+
+    def table(
+        self,
+        probabilities,   # n x leaves, of `probabilities`
+    ) -> pd.DataFrame:   # see `cblc.learn.leaves.leaf_table`
+        "Name what has these probabilities"
+        return leaf_table(probabilities, self.leaves, self.threshold)
 
     def adapted(
         self,
