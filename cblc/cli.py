@@ -108,8 +108,8 @@ def _review(args):
     for pair in summary['review']['agreement']:
         value = 'not defined' if pair['kappa'] is None else f'{pair["kappa"]:.2f}'
         print(f'{" and ".join(pair["reviewers"])}: kappa {value} on {pair["n"]} cells')
-    print(f'{summary["review"]["n_named"]} cells named by a person, {summary["review"]["n_open"]} open '
-          f'disagreements. {summary["disclaimer"]}')
+    print(f'cells named by a person: {summary["review"]["n_named"]}, open disagreements: '
+          f'{summary["review"]["n_open"]}. {summary["disclaimer"]}')
 
 
 def _review_plan(args):

@@ -16,7 +16,6 @@ from .core.bundle import read_bundle, shipped
 from .core.errors import InputError
 from .core.images import keep_pictures
 from .core.run import Run, hide_folders, remove
-from .core.slides import pixel_sizes
 from .sources.pictures import gather, keep_read
 
 # %% ../nbs/07_diagnose.ipynb #c015
@@ -107,12 +106,6 @@ def _find_and_name(pictures, models, sample, progress):
         goal = int(sampler.n_cells()*min(1.1*sample.cells/max(n_counted, 1), 3)) + 1
     return found
 
-
-def _judge_pictures(images, cells):
-    "Give what is doubtful in the pictures, as summary.json holds it"
-    from cblc.cells.quality import quality_warnings
-    return [warning.to_json() for warning in quality_warnings(images, cells, pixel_sizes(images))]
-
 # %% ../nbs/07_diagnose.ipynb #c016
 WRITTEN = ('summary.json', 'report.html', 'review.html', 'cells.parquet', 'cells.csv', 'cells.geojson',
            'geojson', 'smears.csv', 'fields', 'training', 'disagreements.csv')
@@ -122,7 +115,10 @@ _LOGS = ('run.log', 'manifest.json')
 def _patient_name(inputs, patient):
     "Name the patient after the first input where no name is given"
     first = Path(inputs[0])
-    name = patient or (first.resolve().name if first.is_dir() else first.stem)
+    folder = first.resolve()
+    if first.is_dir() and len(folder.name) == 10 and folder.name.replace('-', '').isdigit():
+        folder = folder.parent      # a folder of a day, in the patient's folder
+    name = patient or (folder.name if first.is_dir() else first.stem)
     return unicodedata.normalize('NFC', str(name)).strip()
 
 
@@ -192,72 +188,13 @@ class Request:
             object.__setattr__(self, name, value)
 
 
-def _corrected_cblc(cells, frozen, center, vocabulary):
-    "Give the corrected CBLC ratio as summary.json holds it, and what to mind of it"
-    from cblc.ratio.correction import correct_patient
-    validation, clustering = frozen.correction
-    if validation is None:
-        return {}, []
-    corrected = correct_patient(cells, validation, clustering, vocabulary=vocabulary)
-    is_foreign = center and frozen.centers and center not in map(str, frozen.centers)
-    foreign = f'center {center} is none of those that the model was validated in ({frozen.on})'
-    return corrected.to_json(), [*corrected.warnings, *[foreign]*bool(is_foreign)]
-
-
-def _n_smears(images, n_smears):
-    "Count the smears where nobody said how many: slides; None where that is unknown"
-    if n_smears is not None or 'source' not in images or images.source.isna().any():
-        return n_smears
-    return int(images.source.nunique())
-
-
-def _latest_smear(cells, images, frozen, ask, vocabulary):
-    "Leave the latest smear to be counted: cells, its images, course, what the course counts, notes"
-    from cblc.hospital.course import follow_smears, only_latest, smear_dates
-    days = smear_dates(images)
-    if not days:
-        return cells, images, None, '', []
-    cells = cells.assign(smear_id=cells.image_id.map(days))
-    followed = follow_smears(cells, images, days, frozen, ask.settings, vocabulary)
-    latest = max(days.values())
-    return only_latest(cells, latest), images[images.image_id.map(days) == latest], *followed
-
-
-def _summarize(found, cells, patient, bundle, warnings, ask, vocabulary):
-    "Count, correct and assess the latest smear: summary, cells, course"
-    from cblc.hospital.course import response_text
-    from cblc.hospital.frozen import Frozen
-    from cblc.patient import summarize_patient
-    from cblc.ratio.headline import assess_patient
-    from cblc.ratio.reference import frozen_reference
-    frozen, images = Frozen.from_meta(bundle.meta), found.pictures.images
-    cells, images, course, target, notes = _latest_smear(cells, images, frozen, ask, vocabulary)
-    quality = _judge_pictures(images, cells[cells.image_id.isin(images.image_id)])
-    n_read = len(images) - images.image_id.isin(found.unreadable).sum()
-    words = dict(settings=ask.settings, vocabulary=vocabulary)
-    count = summarize_patient(cells, patient, n_read, bundle.id, warnings, **words)
-    first = assess_patient(cells, count, frozen.correction_who, quality, _n_smears(images, ask.n_smears),
-                           ask.known, frozen_reference(bundle.meta), **words)
-    corrected, more = _corrected_cblc(cells, frozen, ask.center, vocabulary)
-    summary = {**count.to_json(), 'center': ask.center, **corrected, **first.to_json(), 'quality': quality}
-    rest = dict(course_of=target, response=response_text(course, target),
-                warnings=[*count.warnings, *notes, *more])
-    return summary | rest, cells, course
-
-
-def _judge_laboratory(cells, meta):
-    "Say how often the model is likely right in the laboratory of these cells, as summary.json holds it"
-    from cblc.trust.domain import judge_laboratory, read_left_out
-    threshold = meta.get('metrics', {}).get('confidence_threshold', float('nan'))
-    return judge_laboratory(cells, threshold, read_left_out()).to_json()
-
-
-def _write_review(folder, cells, images, patient, bundle, ask, vocabulary):
+def _write_review(folder, cells, images, summary, bundle, ask, vocabulary):
     "Write the page on which a person goes over the cells"
     from cblc.pages.review import ReviewSettings, review_data, write_review
     settings = ReviewSettings(count=ask.settings)
+    patient, first = summary['patient_id'], summary['triage']['why']
     page = review_data(cells, images, patient, bundle.id, settings, bundle.meta, vocabulary=vocabulary)
-    write_review(page, folder / 'review.html')
+    write_review(page | dict(first=first), folder / 'review.html')
 
 
 def _on_slides(cells, images):
@@ -280,6 +217,7 @@ def _about_slides(found):
 
 def _diagnose(run, inputs, patient, models, ask):
     "Walk from pictures to files: what summary.json holds"
+    from cblc.hospital.result import Smear, summarize_result
     from cblc.pages.patient import write_patient
     bundle, vocabulary = models.classifier.bundle, models.classifier.vocabulary
     pictures = _patient_pictures(inputs, run.folder, patient, ask)
@@ -290,12 +228,13 @@ def _diagnose(run, inputs, patient, models, ask):
     images, cells = found.pictures.images, _on_slides(found.cells, found.pictures.images)
     notes = [*found.pictures.notes, *found.notes]
     warnings = _to_mind(run, [*pictures.problems, *found.problems], notes, bundle.meta)
-    summary, cells, course = _summarize(found, cells, patient, bundle, warnings, ask, vocabulary)
-    summary |= dict(trust=_judge_laboratory(cells, bundle.meta), slides=_about_slides(found))
+    smear = Smear(patient, cells, images, found.unreadable)
+    summary, cells, course = summarize_result(smear, bundle, warnings, ask, vocabulary=vocabulary)
+    summary |= dict(slides=_about_slides(found))
     for doubt in summary['quality']:
         run.log(f'doubt: {doubt["text"]}')
     _forget(run.folder)
-    _write_review(run.folder, cells, images, patient, bundle, ask, vocabulary)
+    _write_review(run.folder, cells, images, summary, bundle, ask, vocabulary)
     write_patient(summary, cells, images, run.folder, found.crops, bundle.meta, course, vocabulary=vocabulary)
     run.log(f'{patient}: {summary["headline"]["text"]} In {run.folder / "report.html"}')
     return summary

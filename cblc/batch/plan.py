@@ -91,6 +91,9 @@ def plan_review(
     seconds: float = 3.,  # that a person needs a cell
 ) -> pd.DataFrame:      # PLAN_COLUMNS, a row a cell: patients in the order in which they are dealt minutes
     "Deal a person's minutes among patients"
+    if not (0 <= minutes < np.inf and 0 < seconds < np.inf):
+        problem = f'{minutes:g} minutes at {seconds:g} seconds a cell cannot be spent'
+        raise InputError(problem, 'give 60 and 3')
     results = {str(result.folder): result for result in results if _is_reviewable(result)}
     if not results:
         return pd.DataFrame(columns=PLAN_COLUMNS)

@@ -46,8 +46,17 @@ class Corrections:
 _REMEDY = 'export the corrections from the page again'
 
 
+_KINDS = dict(cell_id=str, flags=list, note=str, at=str, seq=int, settles=bool)
+
+
 def _check_entry(entry, known, words, where):
-    "Refuse an entry that names what is not there"
+    "Refuse an entry that names what is not there, or is none"
+    if not isinstance(entry, dict) or 'cell_id' not in entry:
+        raise InputError(f'{str(entry):.60} is no correction', _REMEDY, where)
+    for name, kind in _KINDS.items():
+        value = entry.get(name, kind())
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise InputError(f'{name} of cell {entry["cell_id"]!r:.40} is {value!r:.40}', _REMEDY, where)
     cell, after, flags = entry['cell_id'], entry.get('after'), entry.get('flags', [])
     if cell not in known:
         raise InputError(f'no cell {cell!r} in this result', 'give the corrections of this result', where)
@@ -58,6 +67,20 @@ def _check_entry(entry, known, words, where):
         raise InputError(f'unknown flag {odd[0]!r} of cell {cell}', f'use {", ".join(FLAGS)}', where)
 
 
+def _check_file(given, data, where):
+    "Refuse what is no corrections file, or one of another run"
+    if not isinstance(given, dict):
+        raise InputError('it holds no corrections', _REMEDY, where)
+    if given.get('format') != FORMAT:
+        raise InputError(f'its format is {given.get("format")!r}', _REMEDY, where)
+    for name in ('model', 'run'):
+        if given.get(name) != data[name]:
+            problem = f'these corrections are of another {name}, {given.get(name)!r}'
+            raise InputError(problem, 'give the corrections of this very result', where)
+    if not isinstance(given.get('corrections'), list):
+        raise InputError('it holds no list of corrections', _REMEDY, where)
+
+
 def _once(table, where):
     "Keep the last word on each cell, and say what was odd"
     notices = []
@@ -65,7 +88,11 @@ def _once(table, where):
     ordered = table.sort_values('seq', kind='stable')
     if len(twice):
         notices.append(f'{where}: {len(twice)} cells are named twice ({twice[0]}); the later word holds')
-    times = pd.to_datetime(ordered['at'], errors='coerce', utc=True, format='ISO8601').dropna()
+    times = pd.to_datetime(ordered['at'], errors='coerce', utc=True, format='ISO8601')
+    n_unread = int((times.isna() & (ordered['at'] != '')).sum())
+    if n_unread:
+        notices.append(f'{where}: {n_unread} times cannot be read; the order is the one of the page')
+    times = times.dropna()
     if not times.is_monotonic_increasing:
         notices.append(f'{where}: the clock ran backwards; the order is the one of the page')
     return ordered.drop_duplicates('cell_id', keep='last').reset_index(drop=True), tuple(notices)
@@ -81,12 +108,7 @@ def read_corrections(
         raise InputError('no such file', 'give the corrections.json that the page exported', path)
     with refuse_damage(path, _REMEDY):
         given = json.loads(path.read_bytes())
-        if given.get('format') != FORMAT:
-            raise InputError(f'its format is {given.get("format")!r}', _REMEDY, path)
-        for name in ('model', 'run'):
-            if given.get(name) != data[name]:
-                problem = f'these corrections are of another {name}, {given.get(name)!r}'
-                raise InputError(problem, 'give the corrections of this very result', path)
+        _check_file(given, data, path)
         known = {cell['id'] for cell in data['cells']}
         words = {NOT_A_CELL, *(c['code'] for c in data['codes']), *(c['name'] for c in data['categories'])}
         for entry in given['corrections']:
@@ -94,7 +116,8 @@ def read_corrections(
         columns = dict(cell_id='', after=None, flags=[], note='', at='', seq=0, settles=False)
         rows = [{**columns, **{k: entry[k] for k in columns if k in entry}} for entry in given['corrections']]
         table, notices = _once(pd.DataFrame(rows, columns=list(columns)), path.name)
-    return Corrections(str(given.get('reviewer') or path.stem), table, notices)
+    reviewer = ' '.join(str(given.get('reviewer') or '').replace(',', ' ').split())[:80]
+    return Corrections(reviewer or path.stem, table, notices)
 
 # %% ../../nbs/pages/07_corrections.ipynb #d49a0286
 @dataclass(frozen=True)
@@ -117,7 +140,8 @@ def kappa(
     if len(words) < 2:
         return np.nan, np.nan, np.nan
     square = table.reindex(index=words, columns=words, fill_value=0)
-    found = cohens_kappa(square.to_numpy())
+    with np.errstate(invalid='ignore', divide='ignore'):
+        found = cohens_kappa(square.to_numpy())
     return tuple(float(value) for value in (found.kappa, found.kappa_low, found.kappa_upp))
 
 
@@ -374,7 +398,8 @@ def _write_result(out, figures, reviewed, settled, merged, data, vocabulary):
     queue = [*first, *(k for k in data['queue'] if k not in set(first))]
     write_cells(reviewed, out/'cells.parquet')
     write_corrected(settled, reviewed, data, out)
-    write_review({**data, 'disputes': merged.disputes, 'queue': queue}, out/'review.html')
+    first = figures['triage']['why']
+    write_review({**data, 'disputes': merged.disputes, 'queue': queue, 'first': first}, out/'review.html')
     patient_report(figures, drawn, images, crops, data['about'], out/'report.html',
                    'cells.parquet (with what a person said), geojson (for QuPath, as corrected), training '
                    '(a table for cblc fit --start)',

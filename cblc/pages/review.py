@@ -295,8 +295,9 @@ def write_review(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = (TEMPLATES/'review.css').read_text(encoding='utf-8')
     return write_whole(out, render_page(
-        'review.html', patient=data['patient'], model=data['model'], data=Markup(text), script=Markup(script),
-        script_hash=Markup(f'sha256-{digest}'), style=Markup(style)))
+        'review.html', patient=data['patient'], model=data['model'], first=data.get('first', ''),
+        data=Markup(text), script=Markup(script), script_hash=Markup(f'sha256-{digest}'),
+        style=Markup(style)))
 
 
 def read_review(

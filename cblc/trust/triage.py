@@ -104,10 +104,12 @@ class TriageSettings:
     most_doubt: float = .05      # chance that looking would change the band, 0-1
     most_unsure: float = .25     # share of cells without a certain category, 0-1
     seconds: float = 3.          # that a person needs a cell
+    least_doubt: float = .005    # chance below which no further minute is spent on a patient, 0-1
     count: CountSettings = CountSettings()  # how cells are counted
 
     def __post_init__(self):
-        if not (0 < self.most_doubt < 1 and 0 < self.most_unsure <= 1 and self.seconds > 0):
+        shares = self.most_doubt, self.most_unsure, self.least_doubt
+        if not (all(0 <= share <= 1 for share in shares) and self.seconds > 0):
             raise InputError('triage needs shares between 0 and 1, and time for a cell')
 
 
@@ -175,10 +177,10 @@ def doubt_course(
     return np.minimum.accumulate(np.r_[now, course[1:]])
 
 
-def _steepest(course, begin):
-    "Find where the steepest stretch of a course ends, and its slope"
+def _steepest(course, begin, least):
+    "Find where the steepest stretch of a course ends, and its slope; 0 where hardly any doubt is left"
     ahead = course[begin + 1:]
-    if not len(ahead):
+    if not len(ahead) or course[begin] < least:
         return begin, 0.
     slopes = (course[begin] - ahead)/np.arange(1, len(ahead) + 1)
     best = int(np.argmax(slopes))
@@ -208,13 +210,13 @@ def spend_minutes(
     budget, queues, heap, rows = int(60*minutes/settings.seconds), {}, [], []
     for patient_id, own in cells.groupby('patient_id', sort=False):
         queues[patient_id] = _queue_course(own, settings, vocabulary)
-        end, slope = _steepest(queues[patient_id][1], 0)
+        end, slope = _steepest(queues[patient_id][1], 0, settings.least_doubt)
         heapq.heappush(heap, (-slope, len(heap), patient_id, 0, end))
     while heap and heap[0][0] < 0 and len(rows) < budget:
         _, rank, patient_id, begin, end = heapq.heappop(heap)
         ids, course = queues[patient_id]
         end = min(end, begin + budget - len(rows))
         rows += [(patient_id, ids[k], course[k + 1]) for k in range(begin, end)]
-        further, slope = _steepest(course, end)
+        further, slope = _steepest(course, end, settings.least_doubt)
         heapq.heappush(heap, (-slope, rank, patient_id, end, further))
     return pd.DataFrame(rows, columns=['patient_id', 'cell_id', 'doubt_left'])

@@ -174,6 +174,7 @@ let exportedAt = 0;             // history's length when it was last exported
 let lastTime = 0;
 let seq = 0;
 let showsOutline = true;
+const isEmbedded = window.parent !== window;
 let planned = null;             // positions of cells that a plan asks for
 
 function notice(text) {
@@ -203,11 +204,29 @@ function store(name, text) {
   } catch (error) {
     keeps = false;
   }
-  if (!keeps) notice('This browser keeps nothing: export your corrections before you close the page.');
+  warnIfForgetful();
+}
+
+function warnIfForgetful() {
+  const text = 'This browser keeps nothing: export your corrections before you close the page.';
+  if (!keeps && !isEmbedded) notice(text);
 }
 
 function save() {
   store(storageName, JSON.stringify({ reviewer: find('reviewer').value, entries: [...entries], history }));
+  tell();
+}
+
+function tell() {
+  // in a notebook, the notebook keeps what was said
+  if (!isEmbedded) return;
+  window.parent.postMessage({ kind: 'cblc-corrections', text: JSON.stringify(correctionsOf(), null, 1) }, '*');
+  exportedAt = history.length;
+}
+
+function told(event) {
+  const isOurs = isEmbedded && event.source === window.parent && event.data && event.data.kind === 'cblc-take-in';
+  if (isOurs) takeIn(String(event.data.text));
 }
 
 function isEntry(id, entry) {
@@ -219,7 +238,7 @@ function isEntry(id, entry) {
 
 function restore() {
   const text = stored(storageName);
-  if (!keeps) notice('This browser keeps nothing: export your corrections before you close the page.');
+  warnIfForgetful();
   if (text === null) return;
   try {
     const kept = JSON.parse(text);
@@ -402,7 +421,9 @@ function drawBest(cell) {
     const bar = make('span', {});
     bar.style.width = `${100 * p}%`;
     bar.style.background = colorOf(category);
-    const name = make('span', {}, make('b', {}, category), ` ${meaningOf(category)}`);
+    const isFiner = category === cell.category && cell.leaf !== null && cell.leaf !== category;
+    const meaning = isFiner ? `${cell.leaf}, ${meaningOf(cell.leaf)}` : meaningOf(category);
+    const name = make('span', {}, make('b', {}, category), ` ${meaning}`);
     return make('div', { class: 'guess' }, name, make('span', { class: 'meter' }, bar),
       make('span', { class: 'p' }, `${Math.round(100 * p)} %`));
   });
@@ -452,9 +473,10 @@ function drawCodes(place, press) {
 function drawWord(cell) {
   const entry = entries.get(cell.id);
   const state = settled(cell, entry);
+  const named = (word) => [word, meaningOf(word)].filter((part) => part).join(' ');
   const model = cell.leaf || cell.category || 'no name';
-  let text = `Model: ${model}`;
-  if (entry && entry.after !== null) text = `You: ${entry.after}  (model: ${model})`;
+  let text = `Model: ${named(model)}`;
+  if (entry && entry.after !== null) text = `You: ${named(entry.after)} (model: ${model})`;
   if (!state.counted) text += `; not counted: ${state.why}`;
   const disputed = data.disputes[cell.id];
   if (disputed && !(entry && entry.after !== null)) {
@@ -903,6 +925,7 @@ function listen() {
     if (file) file.text().then(takeIn);
     event.target.value = '';
   });
+  window.addEventListener('message', told);
   window.addEventListener('hashchange', () => {
     takePlan();
     choose();
