@@ -34,6 +34,7 @@ cells.
 The last line is JSON.
 """
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -44,13 +45,15 @@ import numpy as np
 import pandas as pd
 
 from cblc.classifier import Classifier
+from cblc.core.measures import wilson_interval
 from cblc.data import VOCABULARY
 from cblc.learn.appearance import cell_features
+from cblc.learn.features import feature_net
 from cblc.sources.toys import toy_cells
 from cblc.trust.artefacts import artefact_evidence, fit_artefacts, judge_rejection
 from cblc.trust.calibration import class_calibration, fit_outside
 from cblc.trust.conformal import coverage, fit_conformal, fit_laboratories, shift_weights, union_sets
-from cblc.trust.doubt import KnownCells, compare_doubts, doubt_table, tell_apart
+from cblc.trust.doubt import KnownCells, compare_doubts, doubt_table, reject, tell_apart
 from cblc.trust.psychometrics import certain_answers, fit_psychometric
 from cblc.trust.triage import review_course, review_queue
 
@@ -76,50 +79,34 @@ def recipe():
     return classifier
 
 
-def imagenet_features(crops, batch=64):
-    "Describe crops by the mean of every stage of EfficientNet-Lite0 from the third on"
-    import torch
-
-    from cblc.cells.singles import as_crops
-    from cblc.learn.network import make_body
-    body, _, (mean, std) = make_body('tf_efficientnet_lite0', 2, 'package', SIZE)
-    mean, std = (torch.tensor(value, dtype=torch.float32).view(1, 3, 1, 1) for value in (mean, std))
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(crops), batch):
-            pixels = as_crops(crops[start:start + batch], SIZE).transpose(0, 3, 1, 2)
-            maps = body.eval().forward_intermediates((torch.from_numpy(pixels).float() - mean)/std)
-            found.append(torch.cat([stage.mean((2, 3)) for stage in (*maps[1][2:], maps[0])], 1).numpy())
-    return np.concatenate(found)
-
-
-def described(work, name, quick):
-    "Cut one set's cells and describe them, or read what was kept"
-    path, made = Path(work)/f'{name}_described.npz', recipe()
+def kept_array(work, name, make):
+    "Read an array from the work folder, or make and keep it"
+    path = Path(work)/f'{name}.npy'
     if not path.exists():
-        most = 30 if quick else MOST.get(name, 10**6)
-        cells = made.kept(work, name, partial(made.real_cells, name, most))
-        classifier = Classifier.load()
-        np.savez(
-            path, code=cells.table.code.to_numpy(str), part=cells.table.part.to_numpy(str),
-            laboratory=cells.table.set.to_numpy(str), group=cells.table.group.to_numpy(str),
-            shipped=classifier.probabilities(cells.crops, progress=False),
-            measured=cell_features(cells.crops), imagenet=imagenet_features(cells.crops))
-        print(f'{name}: {len(cells.crops)} cells described', flush=True)
-    with np.load(path) as file:
-        return {key: file[key] for key in file.files}
+        np.save(path, make())
+    return np.load(path)
 
 
-def read_cells(arguments):
+def described(work, name, quick, classifier, net):
+    "Cut one set's cells and describe them, or read what was kept"
+    made, most = recipe(), 30 if quick else MOST.get(name, 10**6)
+    cells = made.kept(work, name, partial(made.real_cells, name, most))
+    table = cells.table.rename(columns=dict(set='laboratory'))[['code', 'part', 'laboratory', 'group']]
+    bundle = hashlib.sha256(classifier.bundle.file('model.onnx').read_bytes()).hexdigest()[:12]
+    return table.assign(set=name), dict(
+        shipped=kept_array(
+            work, f'{name}_{bundle}', lambda: classifier.probabilities(cells.crops, progress=False)),
+        measured=kept_array(work, f'{name}_measured', lambda: cell_features(cells.crops)),
+        imagenet=net(cells.crops, keep=Path(work)/'features', progress=False))
+
+
+def read_cells(arguments, classifier):
     "Put all sets together: a table, and the arrays that go with it"
-    sets = {name: described(arguments.work, name, arguments.quick) for name in SETS}
-    arrays = {
-        key: np.concatenate([own[key] for own in sets.values()])
-        for key in ('shipped', 'measured', 'imagenet')
-    }
-    table = pd.concat([
-        pd.DataFrame({key: own[key] for key in ('code', 'part', 'laboratory', 'group')}).assign(set=name)
-        for name, own in sets.items()], ignore_index=True)
+    net = feature_net('tf_efficientnet_lite0', 'package', SIZE)
+    sets = [described(arguments.work, name, arguments.quick, classifier, net) for name in SETS]
+    names = 'shipped', 'measured', 'imagenet'
+    arrays = {name: np.concatenate([own[name] for _, own in sets]) for name in names}
+    table = pd.concat([own for own, _ in sets], ignore_index=True)
     table['kind'] = table.code.map(KINDS)
     table['laboratory'] = table.laboratory.replace('bm_matek', 'bm_munich')   # of one archive
     return table, arrays
@@ -203,9 +190,8 @@ def left_out_answers(table, features, laboratories):
     return answers
 
 
-def kind_probabilities(leaf_probabilities):
-    "Sum the shipped classifier's leaves to kinds; what is none of them is left out of the sum"
-    leaves = Classifier.load().leaves
+def kind_probabilities(leaf_probabilities, leaves):
+    "Sum a classifier's leaves to kinds; what is none of them is left out of the sum"
     of_kind = dict(
         blast=('N', 'N0', 'M', 'M0', 'M1'), N1=('N1',), N2=('N2',), N3=('N3',), neutrophil=('N4', 'N5'),
         E=('E',), B=('B',), M2=('M2',), L=('L',), erythroblast=('R', 'R1', 'R2', 'R3'))
@@ -259,6 +245,79 @@ def judge_certainty(table, answers, laboratories):
         for how, values in (('stated', stated), ('expected', outside.expected(stated)),
                             ('guarded', outside.guarded(stated))):
             rows.append(dict(laboratory=one, how=how) | certain_answers(values, right).to_json())
+    return pd.DataFrame(rows)
+
+
+CLINICAL = dict(cblc=('blast', 'N1'), blast=('blast',))   # questions -> kinds that answer yes
+
+
+def clinical_answers(table, answers, key, kinds):
+    "Say of one laboratory's cells whether they are of some kinds: the probability, and the truth"
+    own, _, p = answers[key]
+    truth = table.kind.iloc[own].isin(kinds).to_numpy()
+    return p[:, [NAMES.index(kind) for kind in kinds]].sum(1), truth
+
+
+def judge_clinical(table, answers, laboratories):
+    "Judge the clinical questions in left-out laboratories; kinds that nobody taught are among the cells"
+    rows, figures = [], {}
+    for question, kinds in CLINICAL.items():
+        pairs, surest = [], []
+        for one in laboratories:
+            p, truth = clinical_answers(table, answers, (one, None), kinds)
+            doubt, wrong = 1 - np.maximum(p, 1 - p), (p >= .5) != truth
+            others = [(other, *clinical_answers(table, answers, (other, one), kinds))
+                      for other in laboratories if other != one]
+            outside = fit_outside(
+                np.concatenate([np.maximum(q, 1 - q) for _, q, _ in others]),
+                np.concatenate([(q >= .5) == true for _, q, true in others]),
+                np.concatenate([np.repeat(other, len(q)) for other, q, _ in others]))
+            certain = {how: certain_answers(values, ~wrong).to_json() for how, values in (
+                ('stated', 1 - doubt), ('guarded', outside.guarded(1 - doubt)))}
+            surest.append({how: (row['n_certain'], row['n_wrong']) for how, row in certain.items()})
+            rejection = reject(doubt, wrong)
+            rows.append(dict(
+                question=question, laboratory=one, yes=int(truth.sum()), sensitivity=(p >= .5)[truth].mean()
+                if truth.any() else np.nan, specificity=(p < .5)[~truth].mean(), **rejection.to_json(),
+                at_099=surest[-1]['stated'], at_099_guarded=surest[-1]['guarded']))
+            pairs.append((doubt, wrong))
+        figures |= clinical_figures(question, rows[-len(laboratories):], pairs, surest)
+    return pd.DataFrame(rows), figures
+
+
+def clinical_figures(question, rows, pairs, surest):
+    "Put laboratories together: worst ratio, ratio over all cells, errors among the surest answers"
+    doubt, wrong = (np.concatenate(part) for part in zip(*pairs))
+    every = reject(doubt, wrong)
+    figures = {f'error_ratio_{question}_at_10pct': np.nanmax([row['ratio'] for row in rows]),
+               f'error_ratio_{question}_at_10pct_pooled': every.ratio, f'error_{question}': every.error,
+               f'least_ratio_{question}_at_10pct': every.least_ratio}
+    for how, ending in (('guarded', ''), ('stated', '_stated')):
+        n, n_wrong = np.sum([row[how] for row in surest], 0)
+        low, high = wilson_interval(n_wrong, n) if n else (np.nan, np.nan)
+        figures |= {f'error_{question}_at_099{ending}': n_wrong/n if n else np.nan,
+                    f'n_{question}_at_099{ending}': n, f'error_{question}_at_099{ending}_low': low,
+                    f'error_{question}_at_099{ending}_high': high}
+    return figures
+
+
+def judge_clinical_sets(table, answers, laboratories, level=.9):
+    "Measure sets of CBLC or not in each left-out laboratory, calibrated by the other left-out ones"
+    rows, names, kinds = [], ('CBLC', 'not'), CLINICAL['cblc']
+    for one in laboratories:
+        p, truth = clinical_answers(table, answers, (one, None), kinds)
+        parts = []
+        for other in laboratories:
+            if other != one:
+                q, true = clinical_answers(table, answers, (other, one), kinds)
+                parts.append((np.where(true, *names), np.c_[q, 1 - q], np.repeat(other, len(q))))
+        said, chances, where = (np.concatenate(part) for part in zip(*parts))
+        fitted = fit_laboratories(said.astype(object), chances, where, names, level)
+        sets = union_sets(fitted, np.c_[p, 1 - p])
+        found = coverage(np.where(truth, *names).astype(object), sets, names)
+        rows.append(dict(laboratory=one, n=len(p), yes=int(truth.sum()), covered=found.covered['all'],
+                         covered_cblc=found.covered['CBLC'], covered_not=found.covered['not'],
+                         size=found['size']['all'], both=(sets.sum(1) == 2).mean()))
     return pd.DataFrame(rows)
 
 
@@ -367,6 +426,7 @@ def parse_arguments():
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument('--work', help='folder for cells; they are cut and described once')
+    parser.add_argument('--model', help="a classifier's bundle; the one that ships by default")
     parser.add_argument('--patients', type=int, default=200, help='drawn, for the review')
     parser.add_argument('--quick', action='store_true')
     arguments = parser.parse_args()
@@ -420,6 +480,12 @@ def judge_outside(table, features, measured, laboratories, figures):
     print(sums.assign(error=errors).round(4).to_string())
     figures |= dict(error_at_099=errors['guarded'], n_at_099=sums.n_certain['guarded'],
                     error_at_099_stated=errors['stated'], n_at_099_stated=sums.n_certain['stated'])
+    clinical, found = judge_clinical(table, answers, laboratories)
+    print('\nCBLC or not, WHO blast or not\n', clinical.round(3).to_string(index=False))
+    sets = judge_clinical_sets(table, answers, laboratories)
+    print('\n90 % sets of CBLC or not in left-out laboratories\n', sets.round(3).to_string(index=False))
+    figures |= found
+    figures |= dict(conformal_cblc_shift_min=sets.covered.min(), conformal_cblc_size=sets['size'].mean())
     shifted = judge_shifted_sets(table, features, measured, answers, laboratories)
     print('\n90 % sets in left-out laboratories\n', shifted.round(3).to_string(index=False))
     weighted = shifted[shifted.how == 'left-out, weighted']
@@ -442,8 +508,9 @@ def judge_at_home(table, kinds_p, quick, figures):
 def main():
     "Print the tables and the line of JSON"
     arguments, figures = parse_arguments(), {}
-    table, arrays = read_cells(arguments)
-    kinds_p, artefact_leaf = kind_probabilities(arrays['shipped'])
+    classifier = Classifier.load(arguments.model)
+    table, arrays = read_cells(arguments, classifier)
+    kinds_p, artefact_leaf = kind_probabilities(arrays['shipped'], classifier.leaves)
     measured, laboratory = arrays['measured'].astype(float), table.laboratory.to_numpy(str)
     features = np.hstack([standardized(arrays[name], laboratory) for name in ('imagenet', 'measured')])
     words = table.assign(kind=table.kind.fillna(table.code))

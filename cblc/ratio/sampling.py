@@ -9,6 +9,7 @@ __all__ = ['NOT_A_CELL', 'MOST_MISSED', 'cut_regions', 'AuditSettings', 'audit_f
 # %% ../../nbs/ratio/17_sampling.ipynb #dc44a2d8
 import hashlib
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -145,9 +146,15 @@ def _refuse_labels(row_of, keys, runs, run):
             raise InputError('is labeled twice', 'keep one answer, or settle which holds', ' '.join(key))
         seen.add(key)
 
+@lru_cache(maxsize=256)
+def _unknown_codes(codes, vocabulary):
+    "Find codes that the vocabulary has not"
+    return vocabulary.unknown(list(codes))
+
 def _refuse_codes(keys, said, vocabulary):
     "Refuse unknown codes, several for one find, and regions that are too large"
-    unknown = vocabulary.unknown(sorted({word for words in said for word in words} - {NOT_A_CELL}))
+    words = {word for words in said for word in words} - {NOT_A_CELL}
+    unknown = _unknown_codes(tuple(sorted(words)), vocabulary)
     if unknown:
         problem = f'code {unknown[0]!r} is not in the vocabulary'
         raise InputError(problem, f'use one of its codes, or {NOT_A_CELL!r}')
@@ -182,6 +189,19 @@ def read_answers(
                    len(in_region), tuple(frame.image_id.to_numpy(object)[row[~is_find]]))
 
 # %% ../../nbs/ratio/17_sampling.ipynb #76aeb8d8
+@lru_cache(maxsize=256)
+def _kinds_of(codes, name, count, vocabulary):
+    "Tell which codes are of the name (0), other nucleated cells (1), or neither (2)"
+    codes = pd.Series(codes, dtype=object)
+    if name in ('cblc', 'who_blast'):
+        named = target_truth(codes, name, count, vocabulary=vocabulary) if len(codes) else []
+    elif name in vocabulary.categories:
+        named = (vocabulary.category_of(codes) == name).to_numpy(bool)
+    else:
+        raise InputError(f'nothing is counted as {name!r}', 'use cblc, who_blast or a category')
+    counted = vocabulary.is_in_denominator(codes).to_numpy(bool)
+    return dict(zip(codes, np.select([~counted, np.asarray(named, bool)], [2, 0], 1)))
+
 def count_answers(
     answers: Answers,                        # from `read_answers`
     name: str = 'cblc',                      # 'cblc', 'who_blast' or a category
@@ -191,15 +211,7 @@ def count_answers(
 ) -> tuple:  # strata of finds x 3 (of the name, other nucleated cells, neither); regions x 2, missed ones
     "Count answers for one name"
     found, lost = answers.finds.code.to_list(), answers.missed.code.to_list()
-    codes = pd.Series(sorted({*found, *lost} - {NOT_A_CELL}), dtype=object)
-    if name in ('cblc', 'who_blast'):
-        named = target_truth(codes, name, count, vocabulary=vocabulary) if len(codes) else []
-    elif name in vocabulary.categories:
-        named = (vocabulary.category_of(codes) == name).to_numpy(bool)
-    else:
-        raise InputError(f'nothing is counted as {name!r}', 'use cblc, who_blast or a category')
-    counted = vocabulary.is_in_denominator(codes).to_numpy(bool)
-    kind_of = dict(zip(codes, np.select([~counted, np.asarray(named, bool)], [2, 0], 1)))
+    kind_of = _kinds_of(tuple(sorted({*found, *lost} - {NOT_A_CELL})), name, count, vocabulary)
     n_finds, missed = np.zeros((len(answers.n), 3)), np.zeros((answers.n_regions, 3))
     for stratum, code in zip(answers.finds.stratum.to_list(), found):
         n_finds[stratum, kind_of.get(code, 2)] += 1
@@ -264,8 +276,9 @@ def _draw_rows(frame, done, chances, budget, seed):
     is_region = np.arange(len(chances)) > stratum[(frame.kind == 'cell').to_numpy()].max()
     n = max(0, min(budget, len(frame)) - len(done))
     drawn = _draw_units(left, is_region, chances, n, np.random.default_rng([seed, len(done)]))
-    fresh = pd.concat([frame.iloc[drawn.row].reset_index(drop=True), drawn.drop(columns='row')], axis=1)
-    return fresh.drop(columns=['p', 'guess'])
+    columns = [name for name in frame if name not in ('p', 'guess')]
+    chosen = {name: frame[name].to_numpy()[drawn.row] for name in columns}
+    return pd.DataFrame(chosen | {name: drawn[name] for name in drawn if name != 'row'})
 
 # %% ../../nbs/ratio/17_sampling.ipynb #ba5b8af8
 def _plan_on(frame, labels, budget, seed, target, settings, count, vocabulary):
