@@ -102,8 +102,10 @@ def _review(args):
         print(page)
         webbrowser.open(page.as_uri())
         return
+    from cblc.batch.index import refresh_index
     from cblc.pages.corrections import review_result
     summary = review_result(args.result, args.corrections)
+    refresh_index(args.result)
     print(summary['headline']['text'])
     for pair in summary['review']['agreement']:
         value = 'not defined' if pair['kappa'] is None else f'{pair["kappa"]:.2f}'
