@@ -237,7 +237,7 @@ def _tile_places(shape, settings):
 
 
 def _find_in_tiles(engine, settings, resized):
-    "Run the network tile by tile: polygon (px of the resized picture), score, tile, cut"
+    "Run the network tile by tile: polygons (px of the resized picture), each cell once, and their scores"
     places, side = _tile_places(resized.shape, settings)
 
     def find(place):
@@ -246,27 +246,29 @@ def _find_in_tiles(engine, settings, resized):
         polygons, scores = decode(output[0], protos[0], settings)
         return shapely.transform(polygons, lambda corners: corners + (x, y)), scores
     found = list(in_threads(find, places, engine.streams))
+    if len(found) == 1:
+        return found[0]
     polygons, scores = (np.concatenate(parts) for parts in zip(*found))
     tile = np.repeat(np.arange(len(places)), [len(own) for own, _ in found])
     corners = [places[k][::-1] for k in tile]
     cut = [touches_seam(polygon, *corner, side, resized.shape) for polygon, corner in zip(polygons, corners)]
     polygons, cut = pd.Series(polygons, dtype=object), np.array(cut, bool)
-    return pd.DataFrame(dict(polygon=polygons, score=scores, tile=tile, cut=cut))
+    finds = merge_finds(pd.DataFrame(dict(polygon=polygons, score=scores, tile=tile, cut=cut)))
+    return finds.polygon.to_numpy(object), finds.score.to_numpy()
 
 
 def _find_at_scale(engine, settings, image, scale):
     "Find cells at one scale (network px a image px): polygon in image px, score"
     resized = _resize(image, scale)
-    finds = merge_finds(_find_in_tiles(engine, settings, resized))
+    polygons, scores = _find_in_tiles(engine, settings, resized)
     height, width = image.shape[:2]
     zoom = np.divide((width, height), resized.shape[1::-1])
-    full = shapely.transform(finds.polygon.to_numpy(object), lambda corners: corners*zoom)
+    full = shapely.transform(polygons, lambda corners: corners*zoom)
     frame, bounds = shapely.box(0, 0, width, height), shapely.bounds(full).reshape(-1, 4)
     beyond = (bounds[:, :2] < 0).any(1) | (bounds[:, 2:] > (width, height)).any(1)
     full[beyond] = shapely.intersection(full[beyond], frame)
     is_cell = (shapely.get_type_id(full) == shapely.GeometryType.POLYGON) & (shapely.area(full) > 0)
-    polygons = pd.Series(full[is_cell], dtype=object)
-    return pd.DataFrame(dict(polygon=polygons, score=finds.score.to_numpy()[is_cell]))
+    return pd.DataFrame(dict(polygon=pd.Series(full[is_cell], dtype=object), score=scores[is_cell]))
 
 # %% ../nbs/01_segmentation.ipynb #c027
 class Segmenter:

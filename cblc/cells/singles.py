@@ -81,13 +81,16 @@ def _found_cell(image, segmenter, scale):
     return main_cell(segmenter.predict(image, scale=scale).polygon, image.shape)
 
 
+_CLOSER = .8     # of the scale of a field: of one cell in the middle of its picture that is enough
+
+
 def usual_scale(
     images,                # H x W x 3 uint8 pictures of one center
     segmenter: Segmenter,  # see `Segmenter.load`
 ) -> float:                # network px an image px; NaN where no cell is seen in any
     "Estimate the scale at which the segmenter should look at a center's pictures"
     scales = list(in_threads(segmenter.scale, images, segmenter.engine.streams))
-    return float(np.nanmedian(scales)) if np.isfinite(scales).any() else np.nan
+    return _CLOSER*float(np.nanmedian(scales)) if np.isfinite(scales).any() else np.nan
 
 
 def usual_um(
