@@ -36,7 +36,7 @@ LEAVES_TOGETHER = {
     'pbc128': ('pbc128',),
     'small': ('bcisc', 'aml_lmu', 'segmentation_wbc'),
 }
-SIZE = 96  # px
+SIZE = 128  # px, as the shipped recipe shows cells
 
 
 def recipe():
