@@ -398,7 +398,8 @@ def _write_result(out, figures, reviewed, settled, merged, data, vocabulary):
     queue = [*first, *(k for k in data['queue'] if k not in set(first))]
     write_cells(reviewed, out/'cells.parquet')
     write_corrected(settled, reviewed, data, out)
-    first = figures['triage']['why']
+    n_named, why = figures['review']['n_named'], figures['triage']['why']
+    first = f'By the review so far (cells named: {n_named}): {why}' if why else ''
     write_review({**data, 'disputes': merged.disputes, 'queue': queue, 'first': first}, out/'review.html')
     patient_report(figures, drawn, images, crops, data['about'], out/'report.html',
                    'cells.parquet (with what a person said), geojson (for QuPath, as corrected), training '
