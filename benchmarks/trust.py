@@ -17,14 +17,21 @@ cells.
 - error_ratio_at_10pct: rejecting the least certain tenth (by entropy), the error left over the error before;
   the worst laboratory. Rejecting a tenth can take away a tenth at most, so beside it stands the least ratio
   that any score could have reached at that error, and the share of the attainable that was attained.
+- error_ratio_cblc_at_10pct: the same for the clinical question, CBLC or not, doubt being how near its
+  probability is to one half; `blast` is WHO blast or not. The worst laboratory; `_pooled` over all cells;
+  error_cblc_at_099: errors among the answers stated at 0.99, with their number and Wilson's interval, and
+  how many the guarded confidence of the other laboratories leaves. `_all` counts cells of kinds that nobody
+  taught, too: with Munich left out hardly a blast is, so its blasts are called something else, surely.
 - error_at_099: wrong answers among those given at 0.99 by the guarded confidence of the other laboratories
   (`cblc.trust.calibration`), over all left-out laboratories, with their number; and as stated, unguarded.
 - conformal_min, _max: coverage of 90 % sets of the classifier that ships, for each kind with 100 cells or
   more at home that it was not shown, mean over random halves: one labels, the other is asked.
 - conformal_shift_min: coverage of a left-out laboratory's cells by sets that the other left-out laboratories
   taught, weighted by likeness; the worst laboratory. conformal_shift_size: how many kinds such a set holds.
+  conformal_cblc_shift_min, conformal_cblc_size: the same of sets of CBLC or not.
 - artefacts_rejected, cells_lost: bm_munich's NIF (test part) and bm_matek's artefacts against real cells, the
-  classifier's leaf, nucleus and distance together; the threshold costs 3 % of the training side's cells at
+  classifier's leaf, a light head taught Munich's training part, nucleus and distance, as far as they help on
+  the training side (`choose_evidence`); the threshold costs 3 % of the training side's cells at
   most. The classifier that ships was taught bm_matek's; _clean is a head that was not. NIF means *not
   identifiable*: some of them are cells.
 - review_gain: how much narrower the interval becomes by the first 5 % of the cells in the queue's order, over
@@ -43,6 +50,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from cblc.classifier import Classifier
 from cblc.core.measures import wilson_interval
@@ -50,7 +58,7 @@ from cblc.data import VOCABULARY
 from cblc.learn.appearance import cell_features
 from cblc.learn.features import feature_net
 from cblc.sources.toys import toy_cells
-from cblc.trust.artefacts import artefact_evidence, fit_artefacts, judge_rejection
+from cblc.trust.artefacts import artefact_evidence, choose_evidence, fit_artefacts, judge_rejection
 from cblc.trust.calibration import class_calibration, fit_outside
 from cblc.trust.conformal import coverage, fit_conformal, fit_laboratories, shift_weights, union_sets
 from cblc.trust.doubt import KnownCells, compare_doubts, doubt_table, reject, tell_apart
@@ -251,54 +259,60 @@ def judge_certainty(table, answers, laboratories):
 CLINICAL = dict(cblc=('blast', 'N1'), blast=('blast',))   # questions -> kinds that answer yes
 
 
-def clinical_answers(table, answers, key, kinds):
+def clinical_answers(table, answers, key, kinds, foreign=False):
     "Say of one laboratory's cells whether they are of some kinds: the probability, and the truth"
-    own, _, p = answers[key]
+    own, is_known, p = answers[key]
+    kept = np.ones(len(own), bool) if foreign else is_known
     truth = table.kind.iloc[own].isin(kinds).to_numpy()
-    return p[:, [NAMES.index(kind) for kind in kinds]].sum(1), truth
+    return p[kept][:, [NAMES.index(kind) for kind in kinds]].sum(1), truth[kept]
+
+
+def guarded_by(table, answers, one, laboratories, kinds):
+    "Fit how far confidence in a clinical answer can be trusted, on the laboratories but one"
+    parts = []
+    for other in laboratories:
+        if other != one:
+            p, truth = clinical_answers(table, answers, (other, one), kinds)
+            parts.append((np.maximum(p, 1 - p), (p >= .5) == truth, np.repeat(other, len(p))))
+    return fit_outside(*(np.concatenate(part) for part in zip(*parts)))
 
 
 def judge_clinical(table, answers, laboratories):
-    "Judge the clinical questions in left-out laboratories; kinds that nobody taught are among the cells"
+    "Judge clinical questions in left-out laboratories, with and without the cells of kinds nobody taught"
     rows, figures = [], {}
     for question, kinds in CLINICAL.items():
-        pairs, surest = [], []
-        for one in laboratories:
-            p, truth = clinical_answers(table, answers, (one, None), kinds)
-            doubt, wrong = 1 - np.maximum(p, 1 - p), (p >= .5) != truth
-            others = [(other, *clinical_answers(table, answers, (other, one), kinds))
-                      for other in laboratories if other != one]
-            outside = fit_outside(
-                np.concatenate([np.maximum(q, 1 - q) for _, q, _ in others]),
-                np.concatenate([(q >= .5) == true for _, q, true in others]),
-                np.concatenate([np.repeat(other, len(q)) for other, q, _ in others]))
-            certain = {how: certain_answers(values, ~wrong).to_json() for how, values in (
-                ('stated', 1 - doubt), ('guarded', outside.guarded(1 - doubt)))}
-            surest.append({how: (row['n_certain'], row['n_wrong']) for how, row in certain.items()})
-            rejection = reject(doubt, wrong)
-            rows.append(dict(
-                question=question, laboratory=one, yes=int(truth.sum()), sensitivity=(p >= .5)[truth].mean()
-                if truth.any() else np.nan, specificity=(p < .5)[~truth].mean(), **rejection.to_json(),
-                at_099=surest[-1]['stated'], at_099_guarded=surest[-1]['guarded']))
-            pairs.append((doubt, wrong))
-        figures |= clinical_figures(question, rows[-len(laboratories):], pairs, surest)
-    return pd.DataFrame(rows), figures
+        for foreign in (False, True):
+            found = []
+            for one in laboratories:
+                p, truth = clinical_answers(table, answers, (one, None), kinds, foreign)
+                if not p.any():
+                    continue   # none of these kinds was taught
+                surest, wrong = np.maximum(p, 1 - p), (p >= .5) != truth
+                guarded = guarded_by(table, answers, one, laboratories, kinds).guarded(surest)
+                found.append(dict(
+                    question=question, foreign=foreign, laboratory=one, yes=int(truth.sum()),
+                    sensitivity=(p >= .5)[truth].mean() if truth.any() else np.nan,
+                    specificity=(p < .5)[~truth].mean(), **reject(1 - surest, wrong).to_json(),
+                    n_099=int((surest >= .99).sum()), wrong_099=int(wrong[surest >= .99].sum()),
+                    n_099_guarded=int((guarded >= .99).sum()),
+                    wrong_099_guarded=int(wrong[guarded >= .99].sum()), pairs=(1 - surest, wrong)))
+            figures |= clinical_figures(f'{question}_all' if foreign else question, pd.DataFrame(found))
+            rows += found
+    return pd.DataFrame(rows).drop(columns='pairs'), figures
 
 
-def clinical_figures(question, rows, pairs, surest):
+def clinical_figures(question, rows):
     "Put laboratories together: worst ratio, ratio over all cells, errors among the surest answers"
-    doubt, wrong = (np.concatenate(part) for part in zip(*pairs))
-    every = reject(doubt, wrong)
-    figures = {f'error_ratio_{question}_at_10pct': np.nanmax([row['ratio'] for row in rows]),
-               f'error_ratio_{question}_at_10pct_pooled': every.ratio, f'error_{question}': every.error,
-               f'least_ratio_{question}_at_10pct': every.least_ratio}
-    for how, ending in (('guarded', ''), ('stated', '_stated')):
-        n, n_wrong = np.sum([row[how] for row in surest], 0)
-        low, high = wilson_interval(n_wrong, n) if n else (np.nan, np.nan)
-        figures |= {f'error_{question}_at_099{ending}': n_wrong/n if n else np.nan,
-                    f'n_{question}_at_099{ending}': n, f'error_{question}_at_099{ending}_low': low,
-                    f'error_{question}_at_099{ending}_high': high}
-    return figures
+    every = reject(*(np.concatenate(part) for part in zip(*rows.pairs)))
+    n, n_wrong = int(rows.n_099.sum()), int(rows.wrong_099.sum())
+    low, high = wilson_interval(n_wrong, n) if n else (np.nan, np.nan)
+    return {f'error_ratio_{question}_at_10pct': rows.ratio.max(), f'error_{question}': every.error,
+            f'error_ratio_{question}_at_10pct_pooled': every.ratio,
+            f'least_ratio_{question}_at_10pct_pooled': every.least_ratio,
+            f'error_{question}_at_099': n_wrong/n if n else np.nan, f'n_{question}_at_099': n,
+            f'error_{question}_at_099_low': low, f'error_{question}_at_099_high': high,
+            f'n_{question}_at_099_guarded': int(rows.n_099_guarded.sum()),
+            f'n_wrong_{question}_at_099_guarded': int(rows.wrong_099_guarded.sum())}
 
 
 def judge_clinical_sets(table, answers, laboratories, level=.9):
@@ -363,7 +377,15 @@ def judge_shifted_sets(table, features, measured, answers, laboratories):
     return pd.DataFrame(rows)
 
 
-def judge_artefacts(table, features, measured, artefact_leaf=None, lost=.03):
+def artefact_head(table, features, kinds, train):
+    "Ask a light head that was taught Munich's training part how like an artefact each find is, 0-1"
+    names, p = (*NAMES, ARTEFACT), np.full(len(table), .5)
+    head = Head(features[train], kinds[train].astype(str), np.zeros(train.sum(), bool))
+    p[~train] = head(features[~train], names)[:, -1]
+    return p
+
+
+def judge_artefacts(table, features, measured, kinds_p, artefact_leaf=None, lost=.03):
     "Keep artefacts out: learned on Munich's training part, priced on validation cells, asked of the rest"
     is_artefact = (table.code == ARTEFACT).to_numpy()
     usable = (is_artefact | table.kind.notna().to_numpy()) & (table.set != 'segmentation_wbc').to_numpy()
@@ -371,19 +393,24 @@ def judge_artefacts(table, features, measured, artefact_leaf=None, lost=.03):
     kinds = table.kind.where(~is_artefact, ARTEFACT).to_numpy(object)
     train, valid, test = ((table.part == part).to_numpy() & usable & ~from_matek
                           for part in ('train', 'valid', 'test'))
-    p_artefact = artefact_leaf
-    if p_artefact is None:
-        names = (*NAMES, ARTEFACT)
-        head = Head(features[train], kinds[train].astype(str), np.zeros(train.sum(), bool))
-        p_artefact = np.full(len(table), np.nan)
-        asked = usable & ~train
-        p_artefact[asked] = head(features[asked], names)[:, -1]
+    p_head = artefact_head(table, features, kinds, train)
     cells = train & ~is_artefact
     known = KnownCells.fit(measured[cells], kinds[cells].astype(str))
-    evidence = artefact_evidence(measured, known, np.nan_to_num(p_artefact, nan=.5))
+    is_clean = artefact_leaf is None
+    evidence = artefact_evidence(measured, known, p_head if is_clean else artefact_leaf,
+                                 None if is_clean else kinds_p)
+    choices = [('unclear',), ('unclear', 'distance', 'relative'), tuple(evidence)]
+    if not is_clean:
+        evidence = evidence.assign(head=special.logit(p_head.clip(1e-4, 1 - 1e-4)))
+        choices[1:1] = [('unclear', 'entropy'), ('unclear', 'entropy', 'head')]
+        choices.append(tuple(evidence))
     half = np.zeros(len(table), bool)
     half[np.flatnonzero(valid & ~is_artefact)[::2]] = True
     learned = valid & ~half
+    chosen, shares = choose_evidence(evidence[learned], is_artefact[learned], choices, lost)
+    kept_out = {' '.join(own): round(share, 3) for own, share in zip(choices, shares)}
+    print(f'\nkept out on the training side {kept_out}; used: {chosen}')
+    evidence = evidence[list(chosen)]
     fitted = fit_artefacts(evidence[learned], is_artefact[learned], evidence[half], lost)
     asked = {'bm_munich NIF': test & is_artefact & (table.set == 'bm_munich').to_numpy(),
              'bm_matek artefacts': from_matek & is_artefact, 'cells of the test parts': test & ~is_artefact,
@@ -521,7 +548,8 @@ def main():
     judge_shipped(table, kinds_p)
     judge_at_home(table, kinds_p, arguments.quick, figures)
     for ending, leaf in (('', artefact_leaf), ('_clean', None)):
-        rows, judged = judge_artefacts(table, features, measured, leaf, .3 if arguments.quick else .03)
+        lost = .3 if arguments.quick else .03
+        rows, judged = judge_artefacts(table, features, measured, kinds_p, leaf, lost)
         print(f'\nartefacts{ending}\n', rows.round(3).to_string(), '\n', judged)
         figures |= {f'artefacts_rejected{ending}': judged.rejected, f'cells_lost{ending}': judged.lost}
     means, gains = review_gain(arguments.patients)
