@@ -19,7 +19,7 @@ import shapely
 from ..cells.crops import STANDARD, crop_cells
 from ..core.contours import read_cells, write_cells
 from ..core.errors import InputError, refuse_damage
-from ..core.run import lock_folder, remove, safe_name, to_plain, write_csv, write_json
+from ..core.run import lock_folder, read_csv, remove, safe_name, to_plain, write_csv, write_json
 from ..data import Vocabulary
 from .patient import patient_report, write_qupath
 from .review import read_review, run_id, write_review
@@ -341,8 +341,8 @@ def _figures(settled, before, summary, merged, words):
         agreement=list(merged.agreement), warnings_before=others,
         model_alone={name: getattr(model, name) for name in _ALONE})
     figures = {**summary, **count.to_json(), **_assess(settled, count, summary, words), 'review': about}
-    if figures.get('response'):
-        figures['response'] = f'{figures["response"].removesuffix(_BY_MODEL)}{_BY_MODEL}'
+    if figures.get('course_of'):
+        figures['response'] = figures.get('response', '').removesuffix(_BY_MODEL) + _BY_MODEL
     settings = TriageSettings(count=words['settings'])
     urgency = judge_urgency(to_plain(figures), settled, settings, vocabulary=words['vocabulary'])
     return figures | dict(triage=urgency.to_json())
@@ -386,6 +386,12 @@ def write_corrected(
     return write_qupath(drawn, _places(cells, data), Path(out)/'geojson')
 
 
+def _course(out):
+    "Read the course over several dates, as the model counted it; None where there is none"
+    path = Path(out)/'smears.csv'
+    return read_csv(path, parse_dates=['date'], index_col='smear_id') if path.is_file() else None
+
+
 def _write_result(out, figures, reviewed, settled, merged, data, vocabulary):
     "Replace a result's files, the summary last"
     windows, crops = _crops_of(settled, data)
@@ -403,7 +409,7 @@ def _write_result(out, figures, reviewed, settled, merged, data, vocabulary):
     write_review({**data, 'disputes': merged.disputes, 'queue': queue, 'first': first}, out/'review.html')
     patient_report(figures, drawn, images, crops, data['about'], out/'report.html',
                    'cells.parquet (with what a person said), geojson (for QuPath, as corrected), training '
-                   '(a table for cblc fit --start)',
+                   '(a table for cblc fit --start)', _course(out),
                    vocabulary=vocabulary)
     write_json(out/'summary.json', figures, indent=2)
 
