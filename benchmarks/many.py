@@ -69,34 +69,33 @@ def measure_overhead(folder, n):
     return spent
 
 
-def kill_one(names, stop, killed):
-    """Kill the first worker that is seen to have worked for a while"""
-    me = psutil.Process()
-    seen = {}
-    while not stop.is_set():
-        for process in me.children(recursive=True):
-            try:
-                words = ' '.join(process.cmdline())
-                if any(name in words for name in names):
-                    used = process.cpu_times()
-                    if used.user + used.system - seen.setdefault(process.pid, 0) > 6:
-                        os.kill(process.pid, signal.SIGKILL)
-                        killed.append(process.pid)
-                        return
-            except psutil.Error:
-                continue
-        time.sleep(.1)
-
-
 def cells_of(out):
     """Read cells.parquet of every patient: name -> bytes"""
     return {path.parent.name: path.read_bytes() for path in sorted(out.glob('*/cells.parquet'))}
 
 
+def kill_one(names, out, stop, killed):
+    """Kill the first worker that is seen at work once a patient is done"""
+    me = psutil.Process()
+    while not stop.is_set():
+        for process in me.children(recursive=True) if cells_of(out) else ():
+            try:
+                words = ' '.join(process.cmdline())
+                if any(name in words for name in names):
+                    used = process.cpu_times()
+                    if used.user + used.system > 1:
+                        os.kill(process.pid, signal.SIGKILL)
+                        killed.append(process.pid)
+                        return
+            except psutil.Error:
+                continue
+        time.sleep(.02)
+
+
 def run_once(ward, out, engine, n_workers=2, kill=()):
     """Run a batch, and kill a worker whose command holds one of `kill`: bytes by patient, workers killed"""
     stop, killed = threading.Event(), []
-    killer = threading.Thread(target=kill_one, args=(kill, stop, killed), daemon=True)
+    killer = threading.Thread(target=kill_one, args=(kill, out, stop, killed), daemon=True)
     if kill:
         killer.start()
     table = run_batch(ward, BatchPlan(str(out)), n_workers, engine, say=len)

@@ -51,6 +51,8 @@ def plot_growth(
     label = f'power {growth_exponent(sizes, seconds):.2f} (n={len(sizes)} sizes)'
     ax.loglog(sizes, seconds, 'o-', label=label)
     ax.loglog(sizes, seconds[-1]*np.asarray(sizes, float)/sizes[-1], ':', color='.5', label='proportional')
+    ax.set_xticks([], minor=True)
+    ax.set_xticks(sizes, [f'{size:g}' for size in sizes])
     ax.set(xlabel=what, ylabel='processor seconds')
     ax.legend(frameon=False, fontsize=7)
     return ax
