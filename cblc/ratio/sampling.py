@@ -77,6 +77,7 @@ def _cut_strata(p, image, settings):
     "Cut finds, sorted by log-odds, where the doubt adds up to equal shares"
     log_odds = settings.temper*special.logit(np.clip(p, 1e-4, 1 - 1e-4))
     log_odds = log_odds + settings.field_weight*_field_odds(special.expit(log_odds), image)
+    log_odds = log_odds.round(9)   # what differs by rounding only is alike
     guess, order = special.expit(log_odds), np.argsort(log_odds, kind='stable')
     doubt = np.cumsum(np.sqrt(np.maximum(guess*(1 - guess), settings.least_doubt))[order])
     cuts = np.searchsorted(doubt, doubt[-1]*np.arange(1, settings.n_strata)/settings.n_strata)
