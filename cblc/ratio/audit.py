@@ -33,12 +33,12 @@ def _prior_shares(finds):
 
 def _posterior(finds, size, n, guess):
     "Compute the shape of each stratum's Dirichlet distribution"
-    prior = _PRIOR_LABELS*_prior_shares(finds)
+    prior = _PRIOR_LABELS*_prior_shares(finds)*(size > 0)[:, None]
     expected = size[:, None]*np.stack([guess, 1 - guess], 1).clip(1e-3)
     lacking = np.maximum(_PRIOR_OF_NAME - prior[:, :2].sum(0), 0)   # where hardly a label was of the name
     prior[:, :2] += lacking*expected/expected.sum(0)
     shape = finds + prior
-    worth = np.where(n > 1, (n - 1)/shape.sum(1), 1).clip(.3, 1)
+    worth = np.where(n > 1, (n - 1)/np.maximum(shape.sum(1), 1), 1).clip(.3, 1)
     return shape*worth[:, None]
 
 def _draw_finds(finds, size, n, guess, rng, draws):
