@@ -127,10 +127,11 @@ def _review_plan(args):
 def _external(args):
     "Validate a bundle in other centers, and print their table; 1 where a center failed"
     from cblc.core.run import write_csv
-    from cblc.external import ExternalSettings, run_external
+    from cblc.batch.centers import share_centers
+    from cblc.external import ExternalSettings
     from cblc.study import show_table
     settings = ExternalSettings(args.segmenter, plain=args.plain, stain=args.stain)
-    table, problems = run_external(args.cohort, args.model, args.centers, args.out, settings)
+    table, problems = share_centers(args.cohort, args.model, args.centers, args.out, settings, args.jobs)
     path = Path(args.out) / 'study_table.csv'
     write_csv(table, path)
     if len(table):
@@ -251,6 +252,7 @@ def _add_walks(command):
     parser.add_argument('cohort')
     parser.add_argument('--model', required=True, metavar='BUNDLE')
     parser.add_argument('--centers', nargs='+', help='default: all external ones')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='centers at once; default: 1')
     _add_results(parser)
     _add_segmenter(parser)
     parser.add_argument('--plain', default='', metavar='BUNDLE', help='a plainer classifier, to compare with')

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAINS', 'NOTEBOOK', 'PAGE', 'RESULTS', 'ExternalSettings', 'frozen_normalizer', 'load_center', 'external_notebook',
-           'center_fingerprint', 'is_done', 'write_html', 'run_center', 'run_external', 'write_center']
+           'center_fingerprint', 'is_done', 'write_html', 'run_center', 'chosen_centers', 'try_center', 'run_external',
+           'write_center']
 
 # %% ../nbs/05_external.ipynb #c003
 import os
@@ -353,7 +354,10 @@ def _is_short(name, cohort):
     "Tell whether a number stands for the center of that number, and is no center's own name"
     return str(name).isdigit() and name not in cohort.centers and f'center{name}' in cohort.centers
 
-def _names(cohort, centers):
+def chosen_centers(
+    cohort,          # what `read_cohort` gave
+    centers=None,    # names, or numbers; None: all external centers
+) -> list:           # names; InputError where one is unknown
     "List the centers to be validated; an unknown one stops before hours of work"
     names = list(centers or [center for center, role in cohort.centers.items() if role == 'external'])
     names = [f'center{name}' if _is_short(name, cohort) else name for name in names]
@@ -363,6 +367,24 @@ def _names(cohort, centers):
     for name in names:
         center_rows(cohort, name)
     return names
+
+def try_center(
+    tables,      # what `read_cohort` gave
+    cohort,      # its folder
+    model,       # classifier bundle
+    name,        # of the center
+    out,         # folder of all centers
+    settings=ExternalSettings(),  # how it is validated
+) -> tuple:      # 'done', 'done before' or 'failed'; what is wrong, in one line, else ''
+    "Validate a center if that isn't done yet; what goes wrong is said, not raised"
+    try:
+        if is_done(Path(out)/safe_name(name), center_fingerprint(tables, model, name, settings)):
+            return 'done before', ''
+        run_center(cohort, model, name, out, settings)
+        return 'done', ''
+    except Exception as error:
+        return 'failed', hide_folders(_one_line(error), cohort, out, model)
+
 
 def run_external(
     cohort,                       # cohort folder
@@ -374,18 +396,13 @@ def run_external(
 ) -> tuple:                       # study table, problems (center -> one line)
     "Run every center's notebook, skipping what is done; a center that fails does not stop the others"
     tables, problems = read_cohort(cohort), {}
-    names = _names(tables, centers)
+    names = chosen_centers(tables, centers)
     out, lock = open_folder(out)
     for name in names:
-        try:
-            if is_done(out/safe_name(name), center_fingerprint(tables, model, name, settings)):
-                say(f'{name}: done before')
-            else:
-                run_center(cohort, model, name, out, settings)
-                say(f'{name}: done')
-        except Exception as error:
-            problems[name] = hide_folders(_one_line(error), cohort, out, model)
-            say(f'{name}: failed, {problems[name]}')
+        how, problem = try_center(tables, cohort, model, name, out, settings)
+        if problem:
+            problems[name] = problem
+        say(f'{name}: {how}, {problem}' if problem else f'{name}: {how}')
     table = study_table(out, names)
     lock.release()
     return table, problems
