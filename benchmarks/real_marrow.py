@@ -36,7 +36,6 @@ LEAVES_TOGETHER = {
     'pbc128': ('pbc128',),
     'small': ('bcisc', 'aml_lmu', 'segmentation_wbc'),
 }
-SIZE = 128  # px, as the shipped recipe shows cells
 
 
 def recipe():
@@ -54,7 +53,7 @@ def whole_pictures(name, most):
     from cblc.sources.real_cells import read_real_cells
     made = recipe()
     table = made.first_by_hash(read_real_cells(sets=[name]), most).reset_index(drop=True)
-    crops, rows, _, _ = read_singles(list(table.path), SIZE)
+    crops, rows, _, _ = read_singles(list(table.path), made.SETTINGS['size'])
     table = table.iloc[rows].reset_index(drop=True)
     groups = [f'{name} {part} {Path(path).stem}' for part, path in zip(table.part, table.path)]
     described = dict(code=table.code, group=groups, part=table.part, set=table.center)
@@ -99,8 +98,8 @@ def train(cells, plain, arguments):
     settings = fit_settings(**made.SETTINGS | dict(epochs=arguments.epochs, threads=arguments.workers))
     if plain:
         settings = fit_settings(
-            recipe='plain', arch=made.SETTINGS['arch'], pretrained='package', size=SIZE, batch=64, lr=1e-3,
-            epochs=arguments.epochs, threads=arguments.workers)
+            recipe='plain', arch=made.SETTINGS['arch'], pretrained='package', size=made.SETTINGS['size'],
+            batch=64, lr=1e-3, epochs=arguments.epochs, threads=arguments.workers)
     stages = {
         part: (own.crops, own.table.code.tolist(), own.table.group.tolist()) for part, own in parts.items()
     }

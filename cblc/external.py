@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAINS', 'NOTEBOOK', 'PAGE', 'RESULTS', 'ExternalSettings', 'frozen_normalizer', 'load_center', 'external_notebook',
-           'center_fingerprint', 'is_done', 'write_html', 'run_center', 'chosen_centers', 'try_center', 'run_external',
-           'write_center']
+           'center_fingerprint', 'is_done', 'write_html', 'run_center', 'chosen_centers', 'try_center',
+           'gather_centers', 'run_external', 'write_center']
 
 # %% ../nbs/05_external.ipynb #c003
 import os
@@ -386,6 +386,21 @@ def try_center(
         return 'failed', hide_folders(_one_line(error), cohort, out, model)
 
 
+def gather_centers(
+    answers,        # pairs of a center's name and what `try_center` gave, as they are done
+    names: list,    # of all centers, in the order of the table
+    out,            # their folder
+    say=print,      # takes a line a center
+) -> tuple:         # study table, problems (center -> one line)
+    "Say how each center went, and join what there is in a table"
+    problems = {}
+    for name, (how, problem) in answers:
+        if problem:
+            problems[name] = problem
+        say(f'{name}: {how}, {problem}' if problem else f'{name}: {how}')
+    return study_table(out, names), {name: problems[name] for name in names if name in problems}
+
+
 def run_external(
     cohort,                       # cohort folder
     model,                        # classifier bundle
@@ -395,17 +410,13 @@ def run_external(
     say=print,                    # takes a line a center
 ) -> tuple:                       # study table, problems (center -> one line)
     "Run every center's notebook, skipping what is done; a center that fails does not stop the others"
-    tables, problems = read_cohort(cohort), {}
+    tables = read_cohort(cohort)
     names = chosen_centers(tables, centers)
     out, lock = open_folder(out)
-    for name in names:
-        how, problem = try_center(tables, cohort, model, name, out, settings)
-        if problem:
-            problems[name] = problem
-        say(f'{name}: {how}, {problem}' if problem else f'{name}: {how}')
-    table = study_table(out, names)
+    answers = ((name, try_center(tables, cohort, model, name, out, settings)) for name in names)
+    gathered = gather_centers(answers, names, out, say)
     lock.release()
-    return table, problems
+    return gathered
 
 # %% ../nbs/05_external.ipynb #c019
 def write_center(

@@ -11,8 +11,7 @@ from ..core.engine import cores
 from ..core.run import open_folder
 from ..core.workers import Lost, count_workers, run_jobs
 from ..data import read_cohort
-from ..external import ExternalSettings, chosen_centers, run_external, try_center
-from ..hospital.summary import study_table
+from ..external import ExternalSettings, chosen_centers, gather_centers, run_external, try_center
 
 # %% ../../nbs/batch/05_centers.ipynb #d3b0ceaf
 class CenterWorker:
@@ -62,19 +61,14 @@ def share_centers(
     say=print,                    # takes a line a center
 ) -> tuple:                       # study table, problems (center -> one line): as of `run_external`
     "Validate centers side by side, in processes of this machine"
+    if jobs == 1:
+        return run_external(cohort, model, centers, out, settings, say)
     names = chosen_centers(read_cohort(cohort), centers)
     n_workers, fewer = count_workers(jobs, len(names), cores())
     if fewer:
         say(fewer)
-    if n_workers == 1:
-        return run_external(cohort, model, names, out, settings, say)
     out, lock = open_folder(out)
     about = dict(cohort=str(cohort), model=str(model), out=str(out), settings=asdict(settings))
-    problems = {}
-    for name, (how, problem) in _in_workers(about, names, n_workers):
-        if problem:
-            problems[name] = problem
-        say(f'{name}: {how}, {problem}' if problem else f'{name}: {how}')
-    table = study_table(out, names)
+    gathered = gather_centers(_in_workers(about, names, n_workers), names, out, say)
     lock.release()
-    return table, {name: problems[name] for name in names if name in problems}
+    return gathered
