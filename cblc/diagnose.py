@@ -193,7 +193,8 @@ def _write_review(folder, cells, images, summary, bundle, ask, vocabulary):
     from cblc.pages.review import ReviewSettings, review_data, write_review
     settings = ReviewSettings(count=ask.settings)
     patient, first = summary['patient_id'], summary['triage']['why']
-    page = review_data(cells, images, patient, bundle.id, settings, bundle.meta, vocabulary=vocabulary)
+    page = review_data(cells, images, patient, bundle.id, settings, bundle.meta, vocabulary=vocabulary,
+                       lazily=True)
     write_review(page | dict(first=first), folder / 'review.html')
 
 

@@ -8,6 +8,9 @@ __all__ = ['P1_CROPS', 'STANDARD', 'SIZED', 'CropSettings', 'check_inside', 'gro
 
 # %% ../../nbs/cells/00_crops.ipynb #c003
 from dataclasses import dataclass, fields
+from functools import partial
+from os import SEEK_END
+from tempfile import SpooledTemporaryFile
 import cv2
 import numpy as np
 import shapely
@@ -212,14 +215,19 @@ def crop_cells(
     return crops
 
 # %% ../../nbs/cells/00_crops.ipynb #9fdc4b89
+_IN_MEMORY = 2**24      # bytes of packed crops, above which they lie on disk
+_nameless_file = partial(SpooledTemporaryFile, _IN_MEMORY)
+
+
 class PackedCrops:
-    "Crops kept as JPEG, each unpacked as it is asked for"
+    "Crops kept as JPEG, many of them in a nameless file, each unpacked as it is asked for"
 
     def __init__(
         self,
-        packed,     # a list of JPEG files in memory, of `PackedCrops.pack`
+        n: int,     # how many there will be
     ):
-        self._packed = list(packed)
+        self._starts, self._lengths = np.zeros((2, n), np.int64)
+        self._file = _nameless_file()       # goes with this object
 
     @staticmethod
     def pack(
@@ -231,10 +239,21 @@ class PackedCrops:
         return [cv2.imencode('.jpg', crop[..., ::-1], quality)[1].tobytes() for crop in crops]
 
     def __len__(self):
-        return len(self._packed)
+        return len(self._lengths)
+
+    def __setitem__(self, rows, packed):
+        "Put some packed crops in"
+        lengths = np.array([len(one) for one in packed], np.int64)
+        start = self._file.seek(0, SEEK_END)
+        self._starts[rows], self._lengths[rows] = start + np.cumsum(lengths) - lengths, lengths
+        self._file.write(b''.join(packed))
 
     def __getitem__(self, row):
-        packed = np.frombuffer(self._packed[row], np.uint8)
+        start, length = int(self._starts[row]), int(self._lengths[row])
+        if not length:
+            raise KeyError(f'crop {row} was never put in')
+        self._file.seek(start)
+        packed = np.frombuffer(self._file.read(length), np.uint8)
         return cv2.cvtColor(cv2.imdecode(packed, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 # %% ../../nbs/cells/00_crops.ipynb #c016

@@ -215,12 +215,13 @@ def _feature(cell, numeric, used):
     feature = dict(type='Feature', id=key, geometry=mapping(cell['polygon']), properties=properties)
     return feature if nucleus is None else feature | dict(nucleusGeometry=mapping(nucleus))
 
-def _write_features(cells, numeric, file):
-    "Write cells as one GeoJSON file"
-    used = set()
-    features = [_feature(cell, numeric, used) for cell in cells]
-    doc = dict(type='FeatureCollection', description=DISCLAIMER, features=features)
-    write_whole(file, json.dumps(doc, ensure_ascii=False))
+def _feature_texts(cells, numeric):
+    "Write cells as GeoJSON, a feature at a time: a text of all of them would be many times the cells' size"
+    used, head = set(), dict(type='FeatureCollection', description=DISCLAIMER, features=[])
+    yield json.dumps(head, ensure_ascii=False)[:-2]
+    for number, cell in enumerate(cells):
+        yield ', '*bool(number) + json.dumps(_feature(cell, numeric, used), ensure_ascii=False)
+    yield ']}'
 
 def write_geojson(
     cells: pd.DataFrame,    # image_id, polygon, optional code, nucleus, cell_id; numbers become measurements
@@ -231,11 +232,11 @@ def write_geojson(
     out = Path(out)
     numeric = list(cells.select_dtypes('number').columns)
     if out.suffix == '.geojson':
-        _write_features(cells.to_dict('records'), numeric, out)
+        write_whole(out, _feature_texts(cells.to_dict('records'), numeric))
         return out
     out.mkdir(parents=True, exist_ok=True)
     for image_id, _, rows in cells_by_image(cells, images):
-        _write_features(rows, numeric, out/f'{safe_name(image_id)}.geojson')
+        write_whole(out/f'{safe_name(image_id)}.geojson', _feature_texts(rows, numeric))
     return out
 
 # %% ../../nbs/core/07_geojson_masks.ipynb #c039

@@ -25,7 +25,7 @@ from .errors import InputError
 # %% ../../nbs/core/13_run.ipynb #c005
 def write_whole(
     path,     # file to write; its folder is made if need be
-    content,  # text (written as UTF-8) or bytes
+    content,  # text (written as UTF-8) or bytes; or what yields texts, one after the other
 ) -> Path:    # the file
     "Write a file so that it is there whole or not at all"
     path = Path(path)
@@ -33,9 +33,11 @@ def write_whole(
         raise InputError('is a folder', 'give the name of a file', where=path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f'.{path.name}.part')
-    data = content if isinstance(content, bytes) else content.encode('utf-8')
+    pieces = [content] if isinstance(content, (bytes, str)) else content
     try:
-        aside.write_bytes(data)
+        with open(aside, 'wb') as file:
+            for piece in pieces:
+                file.write(piece if isinstance(piece, bytes) else piece.encode('utf-8'))
         os.replace(aside, path)
     except BaseException as error:  # a full disk, or Ctrl-C: nothing is left beside the file
         aside.unlink(missing_ok=True)

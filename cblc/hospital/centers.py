@@ -153,7 +153,7 @@ def _name_as_cut(images, found, settings, classifier, um_per_px, progress, packe
         kept = PackedCrops.pack(crops) if packed else crops
         return classifier.probabilities(crops, progress=False, threads=1), kept
     size, n, rows, tables = settings.size, len(found), [], []
-    crops = np.empty(n, object) if packed else np.empty((n, size, size, 3), np.uint8)
+    crops = PackedCrops(n) if packed else np.empty((n, size, size, 3), np.uint8)
     probabilities = np.empty((n, len(classifier.leaves.names)))
     pictures = cut_pictures(images, found, settings, progress, um_per_px, use=name)
     for own, (of_leaves, cut), measured in pictures:
@@ -161,7 +161,7 @@ def _name_as_cut(images, found, settings, classifier, um_per_px, progress, packe
         rows.append(own)
         tables.append(measured)
     named = classifier.table(probabilities).set_axis(found.index)
-    return PackedCrops(crops) if packed else crops, in_order(tables, rows, found), named
+    return crops, in_order(tables, rows, found), named
 
 def _name(images, found, settings, classifier, um_per_px, progress, adapt, packed):
     "Name finds as they are cut, or all at once where a classifier measures something on all of them"
@@ -169,7 +169,10 @@ def _name(images, found, settings, classifier, um_per_px, progress, adapt, packe
         return _name_as_cut(images, found, settings, classifier, um_per_px, progress, packed)
     crops, measured = crops_of_cohort(images, found, settings, progress, um_per_px)
     named = _name_finds(classifier, measured, crops, adapt)
-    return PackedCrops(PackedCrops.pack(crops)) if packed else crops, measured, named
+    if packed:
+        whole, crops = crops, PackedCrops(len(crops))
+        crops[:] = PackedCrops.pack(whole)
+    return crops, measured, named
 
 # %% ../../nbs/hospital/01_centers.ipynb #n004
 def classify_images(

@@ -313,7 +313,7 @@ def _on_sources(cells, images):
     table = images.assign(source=sources).set_index('image_id')
     known = table.loc[cells.image_id]
     places = known[['x', 'y']].astype(float).fillna(0).to_numpy()
-    moved = [shapely.transform(polygon, lambda xy, place=place: xy + place)
+    moved = [shapely.transform(polygon, lambda xy, place=place: xy + place) if place.any() else polygon
              for polygon, place in zip(cells.polygon, places)]
     polygons = pd.Series(moved, cells.index, dtype=object)
     return cells.assign(polygon=polygons, image_id=known.source.to_numpy()), list(table.source.unique())
@@ -326,10 +326,15 @@ def write_qupath(
 ) -> Path:                 # the folder
     "Write the finds as QuPath opens them, over each picture or slide"
     placed, sources = _on_sources(cells, images)
-    objects = [_qupath_object(cell) for cell in placed.itertuples()]
-    codes = placed.get('leaf', placed.category).astype(object)
-    placed = placed.assign(code=codes, qupath=pd.Series(objects, placed.index, dtype=object))
-    return write_geojson(placed, out, pd.DataFrame(dict(image_id=sources)))
+    out, rows = Path(out), placed.groupby('image_id', sort=False).indices
+    out.mkdir(parents=True, exist_ok=True)
+    for source in sources:      # one after the other: the objects of all cells together are large
+        own = placed.iloc[rows.get(source, [])]
+        objects = [_qupath_object(cell) for cell in own.itertuples()]
+        codes = own.get('leaf', own.category).astype(object)
+        own = own.assign(code=codes, qupath=pd.Series(objects, own.index, dtype=object))
+        write_geojson(own, out, pd.DataFrame(dict(image_id=[source])))
+    return out
 
 # %% ../../nbs/pages/01_patient.ipynb #c033
 def write_summary(

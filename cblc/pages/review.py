@@ -12,7 +12,9 @@ import hashlib
 import json
 import re
 import string
+import uuid
 from dataclasses import asdict, dataclass
+from itertools import chain, groupby
 from pathlib import Path
 import cv2
 import numpy as np
@@ -169,40 +171,43 @@ def _reason(row):
     return 'Unsure of its category; the ratios do not hang on it.' if unsure else 'Clear to the model.'
 
 
+_SHOWN = ('cell_id', 'image_id', 'polygon', 'category', 'leaf', 'cblc', 'counted', 'why_not', 'place',
+          'p_cblc')
+
+
 def _cell_rows(cells, field_of, settings, vocabulary):
-    "Describe the cells for the page, without their pictures"
+    "Describe the cells for the page one after the other, without their pictures"
     count, columns = settings.count, category_columns(cells)
     blast = is_who_blast(cells, count, vocabulary=vocabulary).to_numpy(bool)
     p_who = blast_probability(cells, count, vocabulary=vocabulary)
-    table = cells.reset_index(drop=True)
-    p = table[columns].to_numpy(float)
+    p = cells[columns].to_numpy(float)
     order = np.argsort(-np.nan_to_num(p), axis=1, kind='stable')[:, :2]
     names = [column.removeprefix('p_') for column in columns]
-    rows = []
-    for k, cell in enumerate(table.to_dict('records')):
+    shown = cells[[column for column in _SHOWN if column in cells]]
+    for k, cell in enumerate(shown.itertuples(index=False)):
         best = [[names[j], float(p[k, j])] for j in order[k] if not np.isnan(p[k, j])]
-        p_cblc = float(cell.get('p_cblc', np.nan))
-        cblc = cell['cblc']
+        p_cblc = float(getattr(cell, 'p_cblc', np.nan))
         row = dict(
-            id=str(cell['cell_id']), field=field_of[cell['image_id']], category=_text(cell['category']),
-            leaf=_text(cell.get('leaf')), cblc=bool(cblc) if not pd.isna(cblc) else False,
-            who=bool(blast[k]), counted=bool(cell['counted']), why=str(cell.get('why_not') or ''),
-            place=_text(cell.get('place')) or 'inside', p_cblc=None if np.isnan(p_cblc) else p_cblc,
+            id=str(cell.cell_id), field=field_of[cell.image_id], category=_text(cell.category),
+            leaf=_text(getattr(cell, 'leaf', None)), cblc=not pd.isna(cell.cblc) and bool(cell.cblc),
+            who=bool(blast[k]), counted=bool(cell.counted), why=str(getattr(cell, 'why_not', '') or ''),
+            place=_text(getattr(cell, 'place', None)) or 'inside',
+            p_cblc=None if np.isnan(p_cblc) else p_cblc,
             p_who=None if np.isnan(p_who[k]) else float(p_who[k]), best=best,
-            box=list(cell_window(cell['polygon'], settings.neighborhood)),
-            outline=np.asarray(cell['polygon'].simplify(.5).exterior.coords).round(1).tolist())
-        rows.append(row | dict(reason=_reason(row), uri=''))
-    return rows
+            box=list(cell_window(cell.polygon, settings.neighborhood)),
+            outline=np.asarray(cell.polygon.simplify(.5).exterior.coords).round(1).tolist())
+        yield row | dict(reason=_reason(row), uri='')
 
 
-def _references(rows):
+def _references(cells):
     "List the cells of each category that the model is surest of"
-    surest = {}
-    for position in sorted(range(len(rows)), key=lambda k: -(rows[k]['best'] or [[0, 0]])[0][1]):
-        row = rows[position]
-        own = surest.setdefault(row['category'], [])
-        if row['counted'] and len(own) < N_REFERENCES:
-            own.append(position)
+    columns, surest = category_columns(cells), {}
+    best = cells[columns].max(axis=1).fillna(0).to_numpy(float) if columns else np.zeros(len(cells))
+    categories, counted = cells.category.map(_text).to_numpy(object), cells.counted.to_numpy(bool)
+    for position in np.argsort(-best, kind='stable'):
+        own = surest.setdefault(categories[position], [])
+        if counted[position] and len(own) < N_REFERENCES:
+            own.append(int(position))
     return {category: positions for category, positions in surest.items() if category and positions}
 
 # %% ../../nbs/pages/06_review.ipynb #aeeea9d7
@@ -217,26 +222,49 @@ def _picture(images, image_id):
         return None
 
 
-def _with_pictures(rows, images, settings):
-    "Cut every cell and shrink every field: rows of cells with pictures, rows of fields"
-    n_fields, fields, chosen = max(len(images), 1), [], None
-    side = int(np.clip(settings.field_side*np.sqrt(settings.field_bytes/(140_000*n_fields)), 160,
-                       settings.field_side))
-    with_uri = [dict(row) for row in rows]
-    for number, image_id in enumerate(images):
-        image, own = _picture(images, image_id), [row for row in with_uri if row['field'] == number]
-        field = dict(id=str(image_id), uri='', width=1, height=1)
-        if image is not None:
-            field |= dict(width=image.shape[1], height=image.shape[0])
-            if n_fields <= settings.field_bytes/15_000:
-                field['uri'] = data_uri(_shrunk(image, side), 74)
-            if own and chosen is None:
+def _field_row(image_id, image, n_fields, settings):
+    "Describe a field for the page, in small where there are not too many"
+    field = dict(id=str(image_id), uri='', width=1, height=1)
+    if image is None:
+        return field
+    if n_fields <= settings.field_bytes/15_000:
+        side = settings.field_side*np.sqrt(settings.field_bytes/(140_000*max(n_fields, 1)))
+        field['uri'] = data_uri(_shrunk(image, int(np.clip(side, 160, settings.field_side))), 74)
+    return field | dict(width=image.shape[1], height=image.shape[0])
+
+
+class _Pictured:
+    "Rows of cells with their pictures, made one after the other; once they are, `fields` is complete"
+
+    def __init__(self, rows, n_cells, images, settings):
+        self._rows, self._n_cells, self._images, self._settings = rows, n_cells, images, settings
+        self.fields = [None]*len(images)
+        self._names = list(images)
+
+    def _open(self, number):
+        "Read a field's picture, and describe the field"
+        name = self._names[number]
+        image = _picture(self._images, name)
+        if self.fields[number] is None:
+            self.fields[number] = _field_row(name, image, len(self.fields), self._settings)
+        return image
+
+    def __iter__(self):
+        chosen = None
+        for number, group in groupby(self._rows, key=lambda row: row['field']):
+            image, own = self._open(number), list(group)
+            if image is None:
+                yield from own
+                continue
+            if chosen is None:
                 some = [cut_window(image, row['box']) for row in own[:8]]
-                chosen = _fitting(some, len(rows), settings.cell_bytes)
+                chosen = _fitting(some, self._n_cells, self._settings.cell_bytes)
             for row in own:
-                row['uri'] = data_uri(_shrunk(cut_window(image, row['box']), chosen[0]), chosen[1])
-        fields.append(field)
-    return with_uri, fields
+                window = _shrunk(cut_window(image, row['box']), chosen[0])
+                yield row | dict(uri=data_uri(window, chosen[1]))
+        for number, field in enumerate(self.fields):
+            if field is None:
+                self._open(number)
 
 
 def _by_id(images, cells):
@@ -267,37 +295,54 @@ def review_data(
     bundle_meta: dict = None,  # what the classifier's bundle says of itself
     *,
     vocabulary: Vocabulary,   # of the codes
+    lazily: bool = False,     # describe the cells only as `write_review` writes them, once
 ) -> dict:                    # what the page holds, see `write_review`
     "Gather what a review page needs"
     need_columns(cells, ['cell_id', 'image_id', 'polygon', 'category', 'cblc', 'counted'], 'review')
     images = _by_id(images, cells)
     field_of = {image_id: number for number, image_id in enumerate(images)}
-    rows = _cell_rows(cells, field_of, settings, vocabulary)
-    rows, fields = _with_pictures(rows, images, settings)
+    rows = _Pictured(_cell_rows(cells, field_of, settings, vocabulary), len(cells), images, settings)
     count, meta = settings.count, bundle_meta or {}
-    return to_plain(dict(
+    head = to_plain(dict(
         format=FORMAT, run=run_id(cells, model), patient=patient, model=model, disclaimer=DISCLAIMER,
         about={key: meta[key] for key in _ABOUT if meta.get(key)}, **_rules(count, vocabulary),
-        fields=fields, cells=rows, queue=review_queue(cells, count, vocabulary=vocabulary).tolist(),
-        references=_references(rows), disputes={}))
+        queue=review_queue(cells, count, vocabulary=vocabulary).tolist(), references=_references(cells),
+        disputes={}))
+    return head | dict(cells=rows if lazily else list(rows), fields=rows.fields)
 
 # %% ../../nbs/pages/06_review.ipynb #6e2d8833
+def _in_script(value):
+    "Write a value as JSON that can stand in a page"
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
+    for character in '<>&\u2028\u2029':
+        text = text.replace(character, f'\\u{ord(character):04x}')
+    return text
+
+
+def _data_texts(data):
+    "Write what the page holds, a cell at a time; the fields last, which are complete by then"
+    head = {key: value for key, value in data.items() if key not in ('cells', 'fields')}
+    yield _in_script(head)[:-1] + ',"cells":['
+    for number, row in enumerate(data['cells']):
+        yield ','*bool(number) + _in_script(row)
+    yield f'],"fields":{_in_script(data["fields"])}' + '}'
+
+
 def write_review(
     data: dict,             # from `review_data`
     out='review.html',      # file to write
 ) -> Path:                  # the file
     "Write the review page, one file that asks nothing of the network"
     from markupsafe import Markup
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
-    for character in '<>&\u2028\u2029':
-        text = text.replace(character, f'\\u{ord(character):04x}')
     script = (TEMPLATES/'review.js').read_text(encoding='utf-8')
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = (TEMPLATES/'review.css').read_text(encoding='utf-8')
-    return write_whole(out, render_page(
+    style, here = (TEMPLATES/'review.css').read_text(encoding='utf-8'), uuid.uuid4().hex
+    page = render_page(
         'review.html', patient=data['patient'], model=data['model'], first=data.get('first', ''),
-        data=Markup(text), script=Markup(script), script_hash=Markup(f'sha256-{digest}'),
-        style=Markup(style)))
+        data=Markup(here), script=Markup(script), script_hash=Markup(f'sha256-{digest}'),
+        style=Markup(style))
+    above, below = page.split(here)
+    return write_whole(out, chain([above], _data_texts(data), [below]))
 
 
 def read_review(
