@@ -9,7 +9,7 @@ classified and counted. Fields are every eighth of the list, which the shipped c
 for validation; the segmenter has seen part of TXL-PBC in its own colors.
 
 Of each stain: finds, cells named (with a nucleus and no artefact, wherever they lie) and cells counted (of
-those, whole in the counting frame), each divided by the white boxes; the share of white boxes that hold a
+those, in the counting frame), each divided by the white boxes; the share of white boxes that hold a
 named cell, and the named cells that lie in none. It is a recoloring, no other microscope. The last line is
 JSON: for each stain named_per_white, counted_per_white, white_found, in_none.
 """

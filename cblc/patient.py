@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .cells.frame import frame_cautions, left_out
+from .cells.frame import nucleus_cautions, left_out
 from .cells.lineages import (
     MYELOID, count_cells, counted_cells, lineages, me_formula, me_ratio, non_erythroid_ratio)
 from .core.bands import BAND_COLORS, BANDS, THRESHOLDS, band, crossed, shade_bands
@@ -437,7 +437,7 @@ def summarize_patient(
         n_cblc=int(counted.cblc.sum()), cblc_ratio=ratio, cblc_interval=tuple(interval),
         non_erythroid_ratio=non_erythroid, n_left_out=len(cells) - len(counted),
         n_review=int(review(cells, settings.review_below).sum()),
-        model=str(model), warnings=(*warnings, *cautions, *frame_cautions(cells)), left_out=left_out(cells),
+        model=str(model), warnings=(*warnings, *cautions, *nucleus_cautions(cells)), left_out=left_out(cells),
         **further)
 
 # %% ../nbs/04_patient.ipynb #n025

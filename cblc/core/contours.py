@@ -27,7 +27,7 @@ CELL_COLUMNS = {
     'score': 'confidence of the detection, 0-1',
     'whole': "False where the picture's edge cuts the contour",
     'place': "inside the counting frame, or why it is not: edge, guard zone, seen twice",
-    'frame_px': 'width of the guard zone, px; missing where whole cells count without a frame',
+    'frame_px': 'width of the guard zone, px',
     'has_nucleus': 'False for a find without a nucleus: red cells, debris, fibers',
     'match_id': "the other side's cell",
     'iou': 'contour IoU with it, 0-1',

@@ -10,7 +10,7 @@ __all__ = ['cohort_flow', 'contour_figures', 'ImageQuality', 'stain_rows', 'imag
 from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import pandas as pd
-from ..cells.frame import frame_cautions, left_out
+from ..cells.frame import nucleus_cautions, left_out
 from ..cells.profile import MEASURES, stain_distance, stain_shift, stain_table
 from ..core.errors import DISCLAIMER
 from ..core.measures import auc_delong
@@ -201,7 +201,7 @@ def _warnings(data, table, quality, typed):
         names = ', '.join(name for _, name in sorted(steps, reverse=True)[:3])
         far = f"{quality.distance:.1f} steps from the main cohort's"
         warnings.append(f'the pictures are {far}, most in {names}')
-    return [*warnings, *frame_cautions(data.cells), *data.frozen.not_frozen, *_fragile_patients(table)]
+    return [*warnings, *nucleus_cautions(data.cells), *data.frozen.not_frozen, *_fragile_patients(table)]
 
 # %% ../../nbs/hospital/03_judge.ipynb #n005
 @dataclass(frozen=True)
