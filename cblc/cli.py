@@ -71,14 +71,16 @@ def _diagnose_many(args):
 def _diagnose(args):
     "Diagnose one patient, and print what is urgent, the headline and the ratio; or a batch"
     from cblc.batch.jobs import is_batch, one_patient
-    from cblc.diagnose import diagnose
+    from cblc.core.remote import local_copies, local_results
+    from cblc.diagnose import WRITTEN, diagnose
     if is_batch(args.images):
         return _diagnose_many(args)
     request = _request(args)
     about = {name: getattr(request, name) for name in request.__dataclass_fields__}
-    images = one_patient(args.images)
-    summary = diagnose(
-        images, args.out, args.model, args.segmenter, args.patient, force=args.force, **about)
+    with local_copies(args.images) as images, local_results(args.out, WRITTEN, 'summary.json') as out:
+        summary = diagnose(
+            one_patient(images), out, args.model, args.segmenter, args.patient, force=args.force,
+            say=lambda line: print(line.replace(str(out), args.out)), **about)
     for flag in summary['flags']:
         if flag['urgent']:
             print(f'TODAY: {flag["text"]}')
@@ -207,7 +209,7 @@ def _add_diagnose(command):
     "Describe the command for one patient, and for many"
     what = "one patient's images, a folder of them or slides; a cohort or a folder of patients' folders"
     parser = command('diagnose', _diagnose, what)
-    parser.add_argument('images', nargs='+')
+    parser.add_argument('images', nargs='+', help='files, folders or slides; or addresses (s3://bucket/anna)')
     _add_results(parser)
     parser.add_argument('--model', default='', metavar='BUNDLE', help='default: the shipped research bundle')
     _add_segmenter(parser)

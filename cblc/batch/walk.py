@@ -14,9 +14,10 @@ from pathlib import Path
 import pandas as pd
 import cblc
 from .index import failed_row, order_rows, summary_row, write_index
-from .jobs import list_jobs
+from .jobs import list_jobs, one_patient
 from ..core.engine import cores, progress_bar
 from ..core.errors import BadImage, InputError, refuse_damage
+from ..core.remote import is_remote, local_copies, remote_fingerprint
 from ..core.run import Run, fingerprint, hash_file, hide_folders, read_manifest, remove, write_manifest
 from ..core.slides import is_slide, slide_key
 from ..core.workers import Lost, count_workers, run_jobs
@@ -53,8 +54,9 @@ def patient_fingerprint(
     models: tuple,      # ids of the classifier and the segmenter
 ) -> str:               # 64 hexadecimal digits
     "Hash all that a patient's result depends on"
-    paths, problems = list_files(job.inputs)
+    paths, problems = list_files(path for path in job.inputs if not is_remote(path))
     pictures = sorted((path.parent.name, path.name, _content(path)) for path in paths)
+    pictures += [(path, remote_fingerprint(path)) for path in job.inputs if is_remote(path)]
     return fingerprint(cblc.__version__, models, asdict(request), job.patient_id, pictures, len(problems))
 
 
@@ -110,7 +112,8 @@ class PatientWorker:
             return summary_row(summary, job.name), True
         remove(aside)
         about = {field.name: getattr(request, field.name) for field in fields(request)}
-        diagnose(job.inputs, aside, patient=job.patient_id, say=len, models=self.models, **about)
+        with local_copies(job.inputs, self.out/ASIDE) as paths:
+            diagnose(one_patient(paths), aside, patient=job.patient_id, say=len, models=self.models, **about)
         write_manifest(aside, {'patient': dict(inputs=inputs, cblc=cblc.__version__)})
         summary = json.loads((aside/'summary.json').read_bytes())
         old = self.out/ASIDE/f'{job.name}.old'
@@ -183,8 +186,8 @@ def _take(run, job, answer, bar):
 
 def _order(run, root, rows, plan):
     "Write the table and the page of those that are done"
-    table = order_rows(rows)
-    write_index(table, run.folder, f'Marrow counts of {Path(root).resolve().name}', Path(plan.model).name)
+    table, name = order_rows(rows), Path(root).name if is_remote(root) else Path(root).resolve().name
+    write_index(table, run.folder, f'Marrow counts of {name}', Path(plan.model).name)
     return table
 
 
@@ -205,8 +208,23 @@ def _in_words(table, n_before, n_jobs):
     return f'{len(table)} of {n_jobs} patients ({groups}), {n_before} of them done before{left}'
 
 
+def _settle_workers(asked, n_jobs, address):
+    "Settle how many workers there are: of a cluster as many as asked for; and a line where these are fewer"
+    n_cores = n_jobs if address else cores()
+    asked = _roomy(n_cores) if asked is None and not address else asked
+    return count_workers(asked, n_jobs, n_cores)
+
+
+def _open_run(out, say):
+    "Open the folder of the results, which every worker must see"
+    if is_remote(out):
+        problem = 'results of many patients go to a folder that all workers see'
+        raise InputError(problem, 'give a folder of this machine, or of a shared disk', '--out')
+    return Run(out, say)
+
+
 def run_batch(
-    root,                   # a cohort, or a folder of patients' folders
+    root,                   # a cohort, or a folder of patients' folders; or the address of such a folder
     plan: BatchPlan,        # what is the same for all
     n_workers: int = None,  # None: as many as there are cores, and memory for
     engine: str = 'local',  # 'local' processes, or 'ray'
@@ -215,12 +233,9 @@ def run_batch(
     progress: bool = True,  # a bar, on a terminal and after 2 s
 ) -> pd.DataFrame:          # `order_rows`, as patients.csv holds it
     "Diagnose all patients of a cohort or folder, those not done before"
-    run, n_before, rows = Run(plan.out, say), 0, []
+    run, n_before, rows = _open_run(plan.out, say), 0, []
     jobs = list_jobs(root, own=[run.folder])
-    n_cores = len(jobs) if address else cores()
-    if n_workers is None and not address:
-        n_workers = _roomy(n_cores)
-    n_workers, note = count_workers(n_workers, len(jobs), n_cores)
+    n_workers, note = _settle_workers(n_workers, len(jobs), address)
     if note:
         run.log(note)
     plan = replace(plan, out=str(run.folder.resolve()), threads=max(1, cores()//n_workers))

@@ -17,7 +17,7 @@ import pandas as pd
 from ..core.errors import InputError
 from ..core.images import BadImage, image_pages, image_paths, image_size, passed_over, read_image
 from ..core.pictures import plain_path
-from ..core.slides import SLIDE_SUFFIXES, is_slide, slide_key, slide_parts
+from ..core.slides import SLIDE_SUFFIXES, is_slide, is_zarr, slide_key, slide_parts
 from ..core.survey import SurveySettings, slide_fields, survey_slide
 from .overlap import find_overlaps, make_overview, usual_step
 
@@ -68,6 +68,9 @@ def _kinds_in_words(entries):
     return ', '.join(texts)
 
 
+_NO_ZARR = 'OME-Zarr is not read; save it as a pyramidal OME-TIFF, as QuPath and raw2ometiff do'
+
+
 def _list_folder(folder, own):
     "List slides and pictures in a folder, and a line for what is passed over"
     slides = [path for path in sorted(folder.iterdir())
@@ -78,9 +81,11 @@ def _list_folder(folder, own):
     except InputError:
         pictures = []
     rest = [path for path in passed_over(folder) if path not in slides and path.resolve() not in parts]
+    chunks = [path for path in rest if is_zarr(path)]
+    rest = [path for path in rest if path not in chunks]
     remedy = 'save pictures as PNG, JPEG or TIFF, and give each folder by its own name'
     line = f'{folder}: not read: {_kinds_in_words(rest)}; {remedy}'
-    return slides + pictures, [line] if rest else []
+    return slides + pictures, [line]*bool(rest) + [f'{path}: {_NO_ZARR}' for path in chunks]
 
 
 def list_files(
@@ -90,7 +95,9 @@ def list_files(
     "List the slides and pictures that were given"
     own, paths, problems = {Path(path).resolve() for path in own}, [], []
     for path in map(Path, inputs):
-        if path.is_dir():
+        if is_zarr(path):
+            problems.append(f'{path}: {_NO_ZARR}')
+        elif path.is_dir():
             found, passed = _list_folder(path, own)
             paths += found
             problems += passed
