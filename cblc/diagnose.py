@@ -16,7 +16,7 @@ from .core.bundle import read_bundle, shipped
 from .core.errors import InputError
 from .core.images import keep_pictures
 from .core.run import Run, hide_folders, remove
-from .sources.pictures import gather, keep_read
+from .sources.pictures import gather, is_day, keep_read
 
 # %% ../nbs/07_diagnose.ipynb #c015
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _patient_name(inputs, patient):
     "Name the patient after the first input where no name is given"
     first = Path(inputs[0])
     folder = first.resolve()
-    if first.is_dir() and len(folder.name) == 10 and folder.name.replace('-', '').isdigit():
+    if first.is_dir() and is_day(folder.name):
         folder = folder.parent      # a folder of a day, in the patient's folder
     name = patient or (folder.name if first.is_dir() else first.stem)
     return unicodedata.normalize('NFC', str(name)).strip()

@@ -6,9 +6,7 @@
 __all__ = ['FAILED', 'COLUMNS', 'summary_row', 'failed_row', 'order_rows', 'write_index', 'refresh_index']
 
 # %% ../../nbs/batch/01_index.ipynb #8fb23fa1
-import html
 import json
-import re
 from pathlib import Path
 from urllib.parse import quote
 import numpy as np
@@ -79,9 +77,10 @@ def write_index(
     out,                    # folder of the results
     title: str = 'Patients',    # of the page
     model: str = '',        # name of the model
-) -> Path:                  # index.html; patients.csv lies beside it
+) -> Path:                  # index.html; beside it lie patients.csv, and index.json with the page's title
     "Write the table of a batch, and the page that links every patient's report"
     write_csv(table, Path(out)/'patients.csv')
+    write_whole(Path(out)/'index.json', json.dumps(dict(title=title, model=model), ensure_ascii=False))
     groups = []
     for name, (heading, meaning) in GROUPS.items():
         rows = [_page_row(row) for row in table[table.triage == name].to_dict('records')]
@@ -94,19 +93,13 @@ def write_index(
 _FIGURES = ('who_blast_ratio', 'low', 'high', 'doubt', 'cblc_ratio', 'n_cells', 'n_images', 'n_warnings')
 
 
-def _found_in(page, pattern):
-    "Take a text out of a page that `write_index` wrote; empty where it has none"
-    found = re.search(pattern, page, re.DOTALL)
-    return html.unescape(found[1]).strip() if found else ''
-
-
 def refresh_index(
     folder,     # of one patient's result
 ) -> bool:      # False where it does not lie in a batch
     "Bring the table and the page of a batch up to date with one patient's result"
     folder = Path(folder).resolve()
     out = folder.parent
-    if not ((out/'patients.csv').is_file() and (out/'index.html').is_file()):
+    if not all((out/name).is_file() for name in ('patients.csv', 'index.json')):
         return False
     table = pd.read_csv(out/'patients.csv', dtype={'patient_id': str, 'folder': str}, keep_default_na=False,
                         na_values=dict.fromkeys(_FIGURES, ['']))
@@ -114,8 +107,6 @@ def refresh_index(
         return False
     row = summary_row(json.loads((folder/'summary.json').read_text(encoding='utf-8')), folder.name)
     rows = [row if own['folder'] == folder.name else own for own in table.to_dict('records')]
-    page = (out/'index.html').read_text(encoding='utf-8')
-    title = _found_in(page, '<h1>(.*?)</h1>')
-    model = _found_in(page, '<p class="sub">[^<]*? · model (.*?)</p>')
-    write_index(order_rows(rows), out, title, model)
+    about = json.loads((out/'index.json').read_text(encoding='utf-8'))
+    write_index(order_rows(rows), out, about['title'], about['model'])
     return True

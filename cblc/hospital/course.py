@@ -6,13 +6,13 @@
 __all__ = ['smear_dates', 'follow_smears', 'only_latest', 'response_text']
 
 # %% ../../nbs/hospital/09_course.ipynb #895a93c0
-import re
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..cells.profile import stain_table
 from .centers import spread
 from ..ratio.serial import count_smears, response_words, serial_table, stain_moves
+from ..sources.pictures import is_day
 
 # %% ../../nbs/hospital/09_course.ipynb #e8a8ce33
 def smear_dates(
@@ -20,7 +20,7 @@ def smear_dates(
 ) -> dict:                 # image_id -> date; empty unless all lie in folders of dates, of two days at least
     "Read the dates of serial smears from their folders' names"
     days = [Path(path).parent.name for path in images.path]
-    is_dated = all(re.fullmatch(r'\d{4}-\d\d-\d\d', day) for day in days)
+    is_dated = all(map(is_day, days))
     is_dated = is_dated and pd.to_datetime(pd.Series(days, dtype=str), errors='coerce').notna().all()
     return dict(zip(images.image_id, days)) if is_dated and len(set(days)) > 1 else {}
 
