@@ -8,12 +8,14 @@ __all__ = ['Job', 'patient_inputs', 'is_cohort', 'is_batch', 'one_patient', 'lis
 # %% ../../nbs/batch/00_jobs.ipynb #07a32f82
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 import pandas as pd
 from ..core.errors import InputError
-from ..core.images import is_litter
+from ..core.images import IMAGE_SUFFIXES, is_litter
 from ..core.listing import place_in, read_listing
+from ..core.remote import is_remote, list_remote, remote_folders
 from ..core.run import safe_name
+from ..core.slides import SLIDE_SUFFIXES, is_zarr
 from ..sources.pictures import is_day, list_files
 
 # %% ../../nbs/batch/00_jobs.ipynb #d5fa6e0b
@@ -71,11 +73,23 @@ def _refuse_other_days(folder):
         raise InputError(problem, remedy, folder)
 
 
+def _is_remote_batch(url):
+    "Tell patients' folders in a store from the pictures, or the days, of one patient"
+    files = [PurePosixPath(file.name) for file in list_remote(url, depth=1)]
+    if any(path.name == 'cohort.toml' for path in files):
+        raise InputError('a cohort must lie on this machine', 'copy it, or give its folder of patients', url)
+    names = [PurePosixPath(folder).name for folder in remote_folders(url)]
+    has_pictures = any(path.suffix.lower() in (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES) for path in files)
+    return not has_pictures and bool(names) and not any(map(is_day, names))
+
+
 def is_batch(
     inputs,     # what `cblc diagnose` was given
 ) -> bool:      # True for one cohort, or one folder of patients' folders; InputError where that is unclear
     "Tell many patients from one"
-    if len(inputs) != 1 or not Path(inputs[0]).is_dir():
+    if len(inputs) == 1 and is_remote(inputs[0]):
+        return _is_remote_batch(inputs[0])
+    if len(inputs) != 1 or not Path(inputs[0]).is_dir() or is_zarr(inputs[0]):
         return False
     folder = Path(inputs[0])
     if is_cohort(folder):
@@ -121,10 +135,12 @@ def _cohort_jobs(root):
 
 
 def list_jobs(
-    root,       # a cohort, or a folder of patients' folders
+    root,       # a cohort, or a folder of patients' folders; or the address of such a folder
     own=(),     # folders of results, which are no patients
 ) -> list:      # of `Job`, one a patient; InputError where there is none
     "List the patients of a batch"
+    if is_remote(root):
+        return [Job(PurePosixPath(url).name, (url,)) for url in remote_folders(root)]
     if is_cohort(root):
         return _cohort_jobs(root)
     own = {Path(path).resolve() for path in own}
