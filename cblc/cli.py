@@ -33,7 +33,8 @@ def _study(args):
         seed=args.seed, stain=args.stain, baseline_plain=args.baseline_plain)
     if args.arch:  # the research bundle's weights fit its own architecture alone
         options |= dict(pretrained='auto', lr=2e-3)
-    print('report:', run_study(args.cohort, args.out, StudySettings(**options), args.segmenter))
+    settings = StudySettings(**options)
+    print('report:', run_study(args.cohort, args.out, settings, args.segmenter, jobs=args.jobs))
     show_table(Path(args.out) / 'study_table.csv')
 
 
@@ -247,6 +248,8 @@ def _add_walks(command):
         add(parser)
     parser.add_argument('--baseline-plain', action='store_true',
                         help='also train a plain classifier on the same crops, to compare with')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N',
+                        help='centers whose cells are found at once; default: 1')
     _add_diagnose(command)
     _add_review(command)
     what = 'validate a frozen bundle in other centers, one executed notebook a center'

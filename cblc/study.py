@@ -95,13 +95,12 @@ def find_cells(
     cohort: Cohort,     # as `read_cohort` gives it
     centers: list,      # whose images are segmented
     segmenter='',       # bundle; the shipped one by default
+    jobs: int = 1,      # centers at once, each in a process of its own
 ) -> tuple:             # cells table with `code`, `match_id` and `iou`; a line for each image that went wrong
     "Segment the images of some centers, and match with the experts' contours"
-    from cblc.cells.nucleus import has_nucleus
-    from cblc.segmentation import Segmenter, segment_images
+    from cblc.cells.finding import find_in_centers
     images = cohort.images[cohort.images.center.isin(centers)]
-    opened = Segmenter.load(segmenter or None)
-    found, problems = segment_images(images, opened, cohort.um_per_px, is_cell=has_nucleus)
+    found, problems = find_in_centers(images, segmenter, cohort.um_per_px, jobs)
     if not len(found):
         problem = f'no cell was found in {len(images)} images of {", ".join(centers)}'
         raise InputError(problem, 'look at the images, or give another segmenter', f'cohort {cohort.name}')
@@ -216,6 +215,7 @@ class _Study:
     split: pd.Series
     settings: StudySettings
     segmenter: str
+    jobs: int
     trained_on: str
 
     def path(self, *names):
@@ -224,7 +224,8 @@ class _Study:
 
     def find(self):
         "Write the segmenter's cells in the main centers"
-        found, problems = find_cells(self.cohort, centers_with(self.cohort, 'main'), self.segmenter)
+        main = centers_with(self.cohort, 'main')
+        found, problems = find_cells(self.cohort, main, self.segmenter, self.jobs)
         write_cells(found, self.path('found.parquet'))
         write_json(self.path('problems.json'), [hide_folders(line, self.root) for line in problems])
 
@@ -336,6 +337,7 @@ def run_study(
     segmenter='',           # segmenter bundle; the shipped one by default
     trained_on: str = '',   # what the bundle's card says; by default it names the cohort
     say=print,              # takes each line of the log
+    jobs: int = 1,          # centers whose cells are found at once; the result is the same
 ) -> Path:                  # report.html
     "Study a cohort: segment, match, train, validate inside and outside, report"
     run, cohort = Run(out, say), read_cohort(root)
@@ -343,7 +345,7 @@ def run_study(
     _refuse_internal(cohort)
     split = split_main(cohort, settings)
     write_csv(split.rename('split').rename_axis('patient_id').reset_index(), run.folder / 'split.csv')
-    study = _Study(run, Path(root), cohort, split, settings, segmenter, trained_on)
+    study = _Study(run, Path(root), cohort, split, settings, segmenter, jobs, trained_on)
     _steps(study)
     return _report(study, _judge_outside(study))
 
