@@ -377,8 +377,9 @@ def _warning_printer():
     "Give what prints a warning as a line, without the place in the code, each line once"
     printed = set()
 
-    def show(message, *place, **where):
-        if str(message) not in printed:
+    def show(message, category=None, filename='', *place, **where):
+        is_of_decoder = Path(filename).parent.name == 'PIL'     # what is wrong with a picture is said once
+        if str(message) not in printed and not is_of_decoder:
             printed.add(str(message))
             print(f'cblc: {message}', file=sys.stderr)
     return show

@@ -7,6 +7,7 @@ __all__ = ['import_ray', 'run_on_ray']
 
 # %% ../../nbs/core/28_cluster.ipynb #79ee1f1d
 import os
+import socket
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +32,21 @@ def import_ray():
     return ray
 
 
+def _knock(address):
+    "Refuse an address at which nothing listens: Ray itself would try for minutes"
+    host, _, port = address.rpartition('://')[2].rpartition(':')
+    if not host or not port.isdigit():      # such as 'auto': Ray knows where to look
+        return
+    try:
+        socket.create_connection((host.strip('[]'), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f'no cluster answers ({error})', _START, address) from error
+
+
 def _join(ray, address, n_workers):
     "Join a cluster, or start one on this machine"
     quiet = dict(log_to_driver=False, logging_level='CRITICAL', ignore_reinit_error=True)
+    _knock(address)
     try:
         if address:
             ray.init(address=address, **quiet)
