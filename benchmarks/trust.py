@@ -24,6 +24,11 @@ cells.
   taught, too: with Munich left out hardly a blast is, so its blasts are called something else, surely.
 - error_at_099: wrong answers among those given at 0.99 by the guarded confidence of the other laboratories
   (`cblc.trust.calibration`), over all left-out laboratories, with their number; and as stated, unguarded.
+- error_ratio_shipped_at_10pct, error_shipped_at_099 and their like with `_cblc`: the same of the classifier
+  that ships, on segmentation_wbc's two laboratories: what a user gets.
+- beside them, in tables: which of the six scores of doubt (margin, entropy, an ensemble of heads that each
+  lacked one laboratory more, the race of the diffusion model that ships, distances of features, likeness to
+  another laboratory) is best for errors, for foreign cells, for shift; and our models beside each other.
 - conformal_min, _max: coverage of 90 % sets of the classifier that ships, for each kind with 100 cells or
   more at home that it was not shown, mean over random halves: one labels, the other is asked.
 - conformal_shift_min: coverage of a left-out laboratory's cells by sets that the other left-out laboratories
@@ -34,6 +39,8 @@ cells.
   the training side (`choose_evidence`); the threshold costs 3 % of the training side's cells at
   most. The classifier that ships was taught bm_matek's; _clean is a head that was not. NIF means *not
   identifiable*: some of them are cells.
+  blasts_lost: of blasts (validation and test parts), whose loss moves the ratio; _commands: by one half,
+  where `cblc diagnose` draws the line.
 - review_gain: how much narrower the interval becomes by the first 5 % of the cells in the queue's order, over
   5 % at random; drawn patients, the lesser of the WHO blast ratio's and CBLC's. Beside it on a scale on which
   an interval does not shrink because its ratio moved (arcsine), and for the error of the ratio.
@@ -62,7 +69,7 @@ from cblc.trust.artefacts import artefact_evidence, choose_evidence, fit_artefac
 from cblc.trust.calibration import class_calibration, fit_outside
 from cblc.trust.conformal import coverage, fit_conformal, fit_laboratories, shift_weights, union_sets
 from cblc.trust.doubt import KnownCells, compare_doubts, doubt_table, reject, tell_apart
-from cblc.trust.psychometrics import certain_answers, fit_psychometric
+from cblc.trust.psychometrics import certain_answers, compare_observers, fit_psychometric
 from cblc.trust.triage import review_course, review_queue
 
 SETS = ('bm_munich', 'bm_matek', 'pbc128', 'bcisc', 'aml_lmu', 'segmentation_wbc')
@@ -184,14 +191,20 @@ def teach(table, features, without, least=LEAST_TAUGHT):
     return Head(features[rows[kept]], kinds[kept].astype(str), valid[kept]), known, rows[kept]
 
 
-def left_out_answers(table, features, laboratories):
+def left_out_heads(table, features, laboratories):
+    "Train a head without each laboratory, and without each two of them"
+    pairs = {frozenset({one, other} - {None}) for one in laboratories for other in (None, *laboratories)}
+    return {pair: teach(table, features, pair) for pair in pairs}
+
+
+def left_out_answers(table, features, laboratories, heads):
     "Judge every laboratory by a head that saw neither it nor, in turn, another one"
     answers = {}
     for one in laboratories:
         for other in [None, *laboratories]:
             if other == one:
                 continue
-            head, known, _ = teach(table, features, {one, other})
+            head, known, _ = heads[frozenset({one, other} - {None})]
             own = np.flatnonzero(((table.laboratory == one) & table.kind.notna()).to_numpy())
             is_known = table.kind.iloc[own].isin(known).to_numpy()
             answers[one, other] = own, is_known, head(features[own])
@@ -209,22 +222,30 @@ def kind_probabilities(leaf_probabilities, leaves):
     return sums/sums.sum(1, keepdims=True).clip(1e-9), artefact
 
 
-def judge_doubts(table, features, answers, laboratories):
+def doubts_of(rows, head, members, features, reference, likeness):
+    "Compute every score of doubt of some cells; the ensemble lacked another laboratory, member by member"
+    rows_features = features[rows]
+    every = [member(rows_features) for member in members]
+    return doubt_table(head(rows_features), rows_features[:, -56:], reference, every, likeness=likeness)
+
+
+def judge_doubts(table, features, measured, answers, laboratories, heads):
     "Say what each score of doubt is worth in every left-out laboratory"
     rows = []
     for one in laboratories:
         own, is_known, p = answers[one, None]
-        _, known, taught = teach(table, features, {one})
+        head, known, taught = heads[frozenset({one})]
+        members = [heads[frozenset({one, other})][0] for other in laboratories if other != one]
         reference = KnownCells.fit(features[taught][:, -56:], table.kind.iloc[taught].to_numpy(str))
-        doubts = doubt_table(p, features[own][:, -56:], reference)
+        home = np.flatnonzero((table.part == 'test').to_numpy() & table.kind.isin(known).to_numpy()
+                              & (table.laboratory != one).to_numpy())
+        of_home, of_own = shift_weights(measured[home], measured[own])
+        doubts = doubts_of(own, head, members, features, reference, of_own)
         kind = table.kind.iloc[own].to_numpy(object)
         is_wrong = np.array(NAMES, object)[p.argmax(1)] != kind
         worth = compare_doubts(doubts[is_known], is_wrong[is_known])
         foreign = tell_apart(doubts[is_known], doubts[~is_known]) if (~is_known).sum() >= 20 else {}
-        home = np.flatnonzero((table.part == 'test').to_numpy() & table.kind.isin(known).to_numpy()
-                              & (table.laboratory != one).to_numpy())
-        head, _, _ = teach(table, features, {one})
-        usual = doubt_table(head(features[home]), features[home][:, -56:], reference)
+        usual = doubts_of(home, head, members, features, reference, of_home)
         shift = tell_apart(usual, doubts[is_known])
         for name, row in worth.iterrows():
             rows.append(
@@ -233,6 +254,101 @@ def judge_doubts(table, features, answers, laboratories):
                     attained=(1 - row.ratio)/(1 - row.least_ratio), shift=shift[name],
                     n_foreign=int((~is_known).sum()), foreign=foreign[name] if len(foreign) else np.nan))
     return pd.DataFrame(rows)
+
+
+DIFFUSION_KINDS = dict(BA='B', BNE='neutrophil', EO='E', ERB='erythroblast', LY='L', MMY='N3', MO='M2',
+                       MY='N2', PMY='N1', SNE='neutrophil')
+
+
+class DiffusionAnswers:
+    "What the diffusion model that ships, which knows PBC alone, makes of cells"
+
+    def __init__(self, work):
+        from cblc.core.bundle import shipped
+        from cblc.diffusion.classifier import DiffusionClassifier
+        self.model, self.work = DiffusionClassifier.load(shipped('diffusion'), device='cpu'), work
+        self.kinds = [DIFFUSION_KINDS[name] for name in self.model.leaves.names]
+
+    def __call__(self, name, rows):
+        "Ask it of some cells of a set: probabilities of the kinds, and its scores of doubt"
+        crops = recipe().kept(self.work, name, None).crops[rows]
+        meter = self.model.meter(crops)
+        race = self.model.race(meter)
+        p = race.probabilities(self.model.temperature)
+        of_kind = np.stack([p[:, [kind == name for kind in self.kinds]].sum(1) for name in NAMES], 1)
+        doubts = doubt_table(of_kind, errors=-race.score)
+        return of_kind, doubts.assign(anomaly=self.model.anomaly(meter))
+
+
+def some_rows(table, name, wanted, most):
+    "Choose cells of a set at random: their rows in the table, and in the set"
+    start = np.flatnonzero((table.set == name).to_numpy())[0]
+    rows = np.flatnonzero(((table.set == name) & wanted).to_numpy())
+    rows = np.sort(np.random.default_rng(0).permutation(rows)[:most])
+    return rows, rows - start
+
+
+def judge_diffusion(table, work, most=300):
+    "Say what the doubts of the diffusion model are worth: errors, kinds it never saw, other laboratories"
+    ask, knows, rows = DiffusionAnswers(work), table.kind.isin(set(DIFFUSION_KINDS.values())), []
+    parts = dict(pbc128=knows & (table.part == 'test'), bm_munich=knows, segmentation_wbc=knows)
+    found = {name: some_rows(table, name, wanted, most) for name, wanted in parts.items()}
+    asked = {name: (table.kind.iloc[own].to_numpy(object), *ask(name, at))
+             for name, (own, at) in found.items()}
+    _, blasts = some_rows(table, 'bm_munich', table.kind == 'blast', most)
+    foreign = ask('bm_munich', blasts)[1] if len(blasts) else None
+    for name, (kind, p, doubts) in asked.items():
+        wrong = np.array(NAMES, object)[p.argmax(1)] != kind
+        odd = tell_apart(doubts, foreign) if name == 'bm_munich' and foreign is not None else {}
+        shift = tell_apart(asked['pbc128'][2], doubts)
+        for score, row in compare_doubts(doubts, wrong).iterrows():
+            rows.append(dict(set=name, n=len(kind), error=wrong.mean(), score=score) | row.to_dict() | dict(
+                shift=shift[score] if name != 'pbc128' else np.nan, foreign=odd.get(score, np.nan)))
+    home = dict(pbc128='pbc128, at home')
+    answers = {home.get(name, name): (p.max(1), np.array(NAMES, object)[p.argmax(1)] == kind)
+               for name, (kind, p, _) in asked.items()}
+    return pd.DataFrame(rows), answers
+
+
+def generative_answers(table, features, heads, one):
+    "Ask a generative classifier, on the head's features and teachers, of a left-out laboratory"
+    from cblc.learn.densities import ask_opinions, fit_opinion_weights, fit_opinions
+    from cblc.learn.leaves import to_probabilities
+    _, known, taught = heads[frozenset({one})]
+    kinds = table.kind.iloc[taught].to_numpy(object)
+    truth = np.array([known.index(kind) for kind in kinds])
+    numbers = np.roll(features, 56, axis=1)   # those that are measured come first
+    half = np.arange(len(taught)) % 5 > 0
+    opinions = fit_opinions(numbers[taught[half]], truth[half], len(known), 56)
+    weights = fit_opinion_weights(ask_opinions(opinions, numbers[taught[~half]]), truth[~half])
+    own = np.flatnonzero(((table.laboratory == one) & table.kind.isin(known)).to_numpy())
+    answer = np.tensordot(weights, ask_opinions(opinions, numbers[own]), 1)
+    p = to_probabilities(answer)
+    return p.max(1), np.array(known, object)[p.argmax(1)] == table.kind.iloc[own].to_numpy(object)
+
+
+def head_answers(table, answers, one):
+    "Take a head's answers of a left-out laboratory: confidence, right or not"
+    own, is_known, p = answers[one, None]
+    right = np.array(NAMES, object)[p.argmax(1)] == table.kind.iloc[own].to_numpy(object)
+    return p.max(1)[is_known], right[is_known]
+
+
+def judge_observers(table, features, kinds_p, answers, heads, of_diffusion, laboratories):
+    "Put our models beside each other: accuracy against confidence where none of their training was"
+    groups = {one: [one] for one in ('bm_munich', 'pbc128') if one in laboratories}
+    groups['wbc'] = [one for one in laboratories if one.startswith('wbc')]
+    observers = {}
+    for group, names in groups.items():
+        if names:
+            both = dict(head=[head_answers(table, answers, one) for one in names],
+                        generative=[generative_answers(table, features, heads, one) for one in names])
+            observers |= {f'{model}, {group}': tuple(map(np.concatenate, zip(*parts)))
+                          for model, parts in both.items()}
+    observers |= {f'diffusion, {name}': own for name, own in of_diffusion.items()}
+    own = np.flatnonzero(((table.set == 'segmentation_wbc') & table.kind.notna()).to_numpy())
+    right = np.array(NAMES, object)[kinds_p[own].argmax(1)] == table.kind.iloc[own].to_numpy(object)
+    return compare_observers(observers | {'shipped, wbc': (kinds_p[own].max(1), right)})
 
 
 def judge_certainty(table, answers, laboratories):
@@ -418,7 +534,18 @@ def judge_artefacts(table, features, measured, kinds_p, artefact_leaf=None, lost
     rows = {name: dict(n=int(own.sum()), left_out=float(fitted.rejects(evidence[own]).mean()))
             for name, own in asked.items() if own.any()}
     every = test | (from_matek & usable)
-    return pd.DataFrame(rows).T, judge_rejection(fitted, evidence[every], is_artefact[every])
+    judged = judge_rejection(fitted, evidence[every], is_artefact[every])
+    return pd.DataFrame(rows).T, judged, fitted.rejects(evidence)
+
+
+def judge_prices(table, artefact_leaf, rejects):
+    "Say what it costs of each kind: by the frozen threshold, and by one half as the commands do"
+    usable = table.part.isin(['valid', 'test']) & (table.set != 'segmentation_wbc')
+    usable = (usable | (table.set == 'bm_matek')).to_numpy()
+    own = table.assign(word=table.kind.where(table.code != ARTEFACT, ARTEFACT), frozen=rejects,
+                       commands=artefact_leaf >= .5)[usable & (table.kind.notna() | (table.code == ARTEFACT))]
+    by_word = own.groupby('word')[['frozen', 'commands']]
+    return by_word.mean().assign(n=by_word.size())
 
 
 def review_gain(n_patients, share=.05):
@@ -465,18 +592,29 @@ def parse_arguments():
 
 
 def judge_shipped(table, kinds_p):
-    "Judge the shipped classifier on the two laboratories that no weight of it has seen"
+    "Judge the shipped classifier on the two laboratories that no weight of it has seen: what a user gets"
+    rows, figures = [], {}
     for one in ('wbc_dataset1', 'wbc_dataset2'):
         own = np.flatnonzero((table.laboratory == one).to_numpy() & table.kind.notna().to_numpy())
         kind, p = table.kind.iloc[own].to_numpy(object), kinds_p[own]
         wrong = np.array(NAMES, object)[p.argmax(1)] != kind
-        print(f'the shipped classifier in {one}: n={len(own)}, {100*wrong.mean():.1f} % wrong')
-        print(compare_doubts(doubt_table(p), wrong).round(3).to_string())
-        print(f'  at 0.99: {certain_answers(p.max(1), ~wrong).to_json()}')
         called, is_cblc = p[:, :2].sum(1), np.isin(kind, NAMES[:2])
-        of_cblc = compare_doubts(doubt_table(np.c_[called, 1 - called]), (called >= .5) != is_cblc)
-        print(f'  CBLC or not: {100*((called >= .5) != is_cblc).mean():.1f} % wrong, '
-              f'ratio at 10 % {of_cblc.ratio.iloc[0]:.3f}')
+        for question, doubt, is_wrong in (
+                ('ten kinds', doubt_table(p).entropy, wrong),
+                ('CBLC or not', np.minimum(called, 1 - called), (called >= .5) != is_cblc)):
+            stated = p.max(1) if question == 'ten kinds' else 1 - doubt
+            certain = certain_answers(stated, ~is_wrong)
+            rows.append(
+                dict(laboratory=one, question=question) | reject(doubt, is_wrong).to_json()
+                | dict(n_099=certain.n_certain, wrong_099=certain.n_wrong, upper_099=certain.upper))
+    table = pd.DataFrame(rows)
+    for name, own in table.groupby('question'):
+        key, n = 'shipped' if name == 'ten kinds' else 'shipped_cblc', own.n_099.sum()
+        figures |= {f'error_ratio_{key}_at_10pct': own.ratio.max(),
+                    f'least_ratio_{key}_at_10pct': own.least_ratio.max(),
+                    f'error_{key}': np.average(own.error, weights=own.n), f'n_{key}_at_099': n,
+                    f'error_{key}_at_099': own.wrong_099.sum()/n if n else np.nan}
+    return table, figures
 
 
 def judge_curves(table, answers, laboratories):
@@ -493,10 +631,13 @@ def judge_curves(table, answers, laboratories):
 
 
 def judge_outside(table, features, measured, laboratories, figures):
-    "Judge doubt, certainty and sets in left-out laboratories"
-    answers = left_out_answers(table, features, laboratories)
-    doubts = judge_doubts(table, features, answers, laboratories)
+    "Judge doubt, certainty and sets in left-out laboratories: heads and their answers"
+    heads = left_out_heads(table, features, laboratories)
+    answers = left_out_answers(table, features, laboratories, heads)
+    doubts = judge_doubts(table, features, measured, answers, laboratories, heads)
     print('\nscores of doubt in left-out laboratories\n', doubts.round(3).to_string(index=False))
+    means = doubts.groupby('score')[['auc', 'foreign', 'shift']].mean()
+    print('\nof errors, foreign cells, shift: mean over laboratories\n', means.round(3).to_string())
     best = doubts[doubts.score == 'entropy']
     figures |= dict(error_ratio_at_10pct=best.ratio.max(), least_ratio_at_10pct=best.least_ratio.max(),
                     attained_at_10pct=best.attained.min())
@@ -519,6 +660,7 @@ def judge_outside(table, features, measured, laboratories, figures):
     figures |= dict(conformal_shift_min=weighted.covered.min(), conformal_shift_size=weighted['size'].mean())
     curves = judge_curves(table, answers, laboratories)
     print('\naccuracy against confidence\n', curves.round(3).to_string())
+    return heads, answers
 
 
 def judge_at_home(table, kinds_p, quick, figures):
@@ -544,14 +686,28 @@ def main():
     print(words.groupby(['laboratory', 'kind']).size().unstack(0, fill_value=0).to_string())
     counts = table[table.kind.notna()].laboratory.value_counts()
     laboratories = sorted(counts.index[counts >= (30 if arguments.quick else 50)])
-    judge_outside(table, features, measured, laboratories, figures)
-    judge_shipped(table, kinds_p)
+    heads, answers = judge_outside(table, features, measured, laboratories, figures)
+    shipped, found = judge_shipped(table, kinds_p)
+    print('\nthe classifier that ships, in laboratories it never saw')
+    print(shipped.round(3).to_string(index=False))
+    figures |= found
+    doubts, of_diffusion = judge_diffusion(table, arguments.work, 20 if arguments.quick else 300)
+    print('\ndoubts of the diffusion model, taught PBC alone\n', doubts.round(3).to_string(index=False))
+    beside = judge_observers(table, features, kinds_p, answers, heads, of_diffusion, laboratories)
+    print('\nour models beside each other, out of their laboratories\n', beside.round(3).to_string())
     judge_at_home(table, kinds_p, arguments.quick, figures)
     for ending, leaf in (('', artefact_leaf), ('_clean', None)):
         lost = .3 if arguments.quick else .03
-        rows, judged = judge_artefacts(table, features, measured, kinds_p, leaf, lost)
+        rows, judged, rejects = judge_artefacts(table, features, measured, kinds_p, leaf, lost)
         print(f'\nartefacts{ending}\n', rows.round(3).to_string(), '\n', judged)
         figures |= {f'artefacts_rejected{ending}': judged.rejected, f'cells_lost{ending}': judged.lost}
+        prices = judge_prices(table, artefact_leaf, rejects)
+        print(f'\nleft out of each kind{ending}\n', prices.round(3).to_string())
+        if leaf is not None:
+            figures |= dict(
+                blasts_lost=prices.frozen.get('blast', np.nan),
+                artefacts_rejected_commands=prices.commands[ARTEFACT],
+                blasts_lost_commands=prices.commands.get('blast', np.nan))
     means, gains = review_gain(arguments.patients)
     print('\nreview of 5 % of the cells\n', means.round(4).to_string(), '\n', gains.round(2).to_string())
     figures |= dict(review_gain=gains.width.min(), review_gain_scaled=gains.scaled.min(),

@@ -49,7 +49,7 @@ def _request(args):
         sample = SampleSettings(args.n_cells, args.fields)
     settings = CountSettings(promyelocytic=args.promyelocytic, pure_erythroid=args.pure_erythroid)
     return Request(Known(args.genetics, args.earlier), settings, args.smears, args.center, sample,
-                   args.um_per_px, args.single_cells)
+                   args.um_per_px, args.single_cells, why=args.why)
 
 
 _OF_ONE = ('patient', 'smears', 'genetics', 'earlier')
@@ -218,6 +218,8 @@ def _add_diagnose(command):
     parser.add_argument('--force', action='store_true', help="write over another patient's results")
     _add_reading(parser)
     parser.add_argument('--smears', type=int, metavar='N', help='smears that the pictures are of')
+    parser.add_argument('--why', type=int, default=0, metavar='N', help='show on the review page what speaks '
+                        "for the names of its first N cells, seconds a cell (pip install 'cblc[why]')")
     parser.add_argument('--center', default='', metavar='NAME',
                         help='where they come from: its own validation counts, where the bundle has it')
     _add_known(parser)

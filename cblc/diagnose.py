@@ -9,6 +9,7 @@ __all__ = ['WRITTEN', 'Models', 'open_models', 'Request', 'diagnose']
 import json
 import unicodedata
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 import pandas as pd
 import shapely
@@ -177,25 +178,56 @@ class Request:
     um_per_px: float = None     # micrometers a pixel, for pictures and slides that do not tell; None: unknown
     single_cells: bool = False  # pictures of one cell each: the cell in the middle of each is counted
     progress: bool = True   # bars, on a terminal and after 2 s
+    why: int = 0            # cells of the review, the first ones, that show what speaks for their names
 
     def __post_init__(self):
         from cblc.cells.sample import SampleSettings
         from cblc.patient import CountSettings
         from cblc.ratio.rules import Known
+        if self.why < 0 or (self.why and not find_spec('captum')):
+            remedy = 'give 0 or more' if self.why < 0 else "pip install 'cblc[why]'"
+            raise InputError('cannot say why', remedy, f'--why {self.why}')
         usual = dict(known=self.known or Known(), settings=self.settings or CountSettings(),
                      sample=self.sample or SampleSettings(), center=self.center.strip())
         for name, value in usual.items():
             object.__setattr__(self, name, value)
 
 
-def _write_review(folder, cells, images, summary, bundle, ask, vocabulary):
+def _compared(cells, place, names):
+    "Choose the two names between which a cell is asked about: its own, and the next category; None: open"
+    from cblc.patient import category_columns
+    cell, columns = cells.iloc[place], category_columns(cells)
+    best = cell[columns].astype(float).sort_values(ascending=False).index.str.removeprefix('p_')
+    own = cell.get('leaf', cell.category)
+    others = [name for name in best[:2] if name in names and name not in (own, cell.category)]
+    return (own if own in names else None), (others[0] if others else None)
+
+
+def _attributions(cells, crops, classifier, ask):
+    "Ask what speaks for the names of the first cells to be reviewed: place -> picture, words"
+    if not ask.why:
+        return {}
+    from cblc.core.engine import progress_bar
+    from cblc.core.page import data_uri
+    from cblc.diffusion.why import light_up, why
+    from cblc.learn.export import load_net
+    from cblc.trust.triage import review_queue
+    asked, shown = replace(classifier, net=load_net(classifier.bundle)), {}
+    first = review_queue(cells, ask.settings, vocabulary=classifier.vocabulary)[:ask.why].tolist()
+    for place in progress_bar(first, 'asking why', len(first), ask.progress):
+        answer = why(crops[place], asked, None, *_compared(cells, place, asked.leaves.names))
+        shown[place] = dict(uri=data_uri(light_up(crops[place], answer), 85), text=answer.text)
+    return shown
+
+
+def _write_review(folder, cells, images, summary, bundle, ask, vocabulary, shown):
     "Write the page on which a person goes over the cells"
     from cblc.pages.review import ReviewSettings, review_data, write_review
     settings = ReviewSettings(count=ask.settings)
     patient, first = summary['patient_id'], summary['triage']['why']
     page = review_data(cells, images, patient, bundle.id, settings, bundle.meta, vocabulary=vocabulary,
                        lazily=True)
-    write_review(page | dict(first=first), folder / 'review.html')
+    write_review(page | dict(first=first, attributions=shown), folder / 'review.html')
 
 
 def _on_slides(cells, images):
@@ -234,8 +266,9 @@ def _diagnose(run, inputs, patient, models, ask):
     summary |= dict(slides=_about_slides(found))
     for doubt in summary['quality']:
         run.log(f'doubt: {doubt["text"]}')
+    shown = _attributions(cells, found.crops, models.classifier, ask)
     _forget(run.folder)
-    _write_review(run.folder, cells, images, summary, bundle, ask, vocabulary)
+    _write_review(run.folder, cells, images, summary, bundle, ask, vocabulary, shown)
     write_patient(summary, cells, images, run.folder, found.crops, bundle.meta, course, vocabulary=vocabulary)
     run.log(f'{patient}: {summary["headline"]["text"]} In {run.folder / "report.html"}')
     return summary

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUND', 'METHODS', 'Why', 'why', 'centered_blob', 'share_on', 'with_random_weights', 'MapCheck', 'check_map',
-           'plot_why']
+           'light_up', 'plot_why']
 
 # %% ../../nbs/diffusion/08_why.ipynb #6b708df9
 import copy
@@ -182,6 +182,17 @@ def check_map(
     return MapCheck(*(float(np.trapezoid(part)/steps) for part in np.split(p, 2)))
 
 # %% ../../nbs/diffusion/08_why.ipynb #2057f347
+def light_up(
+    crop,         # S x S x 3 uint8
+    answer: Why,  # of it
+) -> np.ndarray:  # S x S x 3 uint8
+    "Lay an answer over its cell, which is gray where nothing matters"
+    shown = answer.strength
+    share = .65*np.clip(shown/max(np.quantile(shown, .98), 1e-9), 0, 1)[..., None]
+    gray = np.asarray(crop, float).mean(2, keepdims=True)
+    return (gray*(1 - share) + share*np.array([214., 39., 120.])).round().astype(np.uint8)
+
+
 def plot_why(
     crop,       # S x S x 3 uint8
     answers,    # of `Why`

@@ -202,6 +202,7 @@ def doubt_table(
     known: KnownCells = None,  # in the same features
     members=None,    # m x n x k by members or views; None: no disagreement
     errors=None,     # n x k of a race; None: there was none
+    likeness=None,   # n: to another laboratory, of `cblc.trust.conformal.shift_weights`; None: none at hand
 ) -> pd.DataFrame:   # a row a cell, a column a score; higher is more doubtful
     "Compute every score of doubt that can be had"
     table = dict(confidence=confidence_doubt(probabilities), margin=margin_doubt(probabilities),
@@ -212,6 +213,8 @@ def doubt_table(
         table['ensemble'] = ensemble_doubt(members)
     if errors is not None:
         table['race'] = race_doubt(errors)
+    if likeness is not None:
+        table['domain'] = np.asarray(likeness, float)
     return pd.DataFrame(table)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['draw_ladder', 'observer_answers', 'Psychometric', 'level_blocks', 'fit_psychometric', 'plot_psychometric',
-           'efficiency', 'CertainAnswers', 'certain_answers']
+           'efficiency', 'CertainAnswers', 'certain_answers', 'compare_observers']
 
 # %% ../../nbs/trust/05_psychometrics.ipynb #e13d2b0f
 from dataclasses import asdict, dataclass
@@ -185,3 +185,21 @@ def certain_answers(
     n, wrong = int(certain.sum()), int((~is_right[certain]).sum())
     upper = exact_interval(wrong, n, .9)[1] if n else 1.
     return CertainAnswers(at, len(confidence), n, wrong, wrong/n if n else np.nan, upper)
+
+# %% ../../nbs/trust/05_psychometrics.ipynb #84e9b85c
+def compare_observers(
+    answers: dict,     # name -> confidence (n, 0-1), right or not (n bools)
+    at: float = .99,   # confidence from which an answer is certain, 0-1
+) -> pd.DataFrame:     # a row an observer; NaN where levels are too few for a curve
+    "Fit accuracy against the log-odds of the confidence, and count errors among certain answers"
+    rows = {}
+    for name, (confidence, is_right) in answers.items():
+        certain = certain_answers(confidence, is_right, at)
+        row = dict(n=certain.n, accuracy=np.mean(is_right) if certain.n else np.nan)
+        try:
+            fit = fit_psychometric(special.logit(np.clip(confidence, 1e-6, 1 - 1e-6)), is_right).to_json()
+        except InputError:   # hardly two levels, or no answer
+            fit = {}
+        row |= {key: fit.get(key, np.nan) for key in ('threshold', 'slope', 'lapse', 'lapse_high')}
+        rows[name] = row | {key: getattr(certain, key) for key in ('n_certain', 'n_wrong', 'error', 'upper')}
+    return pd.DataFrame(rows).T.astype(dict(n=int, n_certain=int, n_wrong=int))

@@ -435,8 +435,10 @@ function cropOf(cell) {
 }
 
 function drawReferences(cell) {
-  const groups = cell.best.filter(([category]) => data.references[category]).map(([category]) => {
-    const others = data.references[category].filter((position) => data.cells[position] !== cell).slice(0, 3);
+  const othersOf = (category) => (data.references[category] || [])
+    .filter((position) => data.cells[position] !== cell).slice(0, 3);
+  const groups = cell.best.filter(([category]) => othersOf(category).length).map(([category]) => {
+    const others = othersOf(category);
     const row = make('div', { class: 'row' }, ...others.map((position) => {
       const other = data.cells[position];
       const label = `Open cell ${other.id}, named ${other.category}`;
@@ -447,6 +449,16 @@ function drawReferences(cell) {
     return make('div', {}, make('h3', {}, `This smear's clearest ${category}, by the model`), row);
   });
   find('references').replaceChildren(...groups);
+}
+
+function drawAttribution(position) {
+  // what speaks for the model's name, where it was asked
+  const shown = (data.attributions || {})[position];
+  find('attribution').hidden = !shown;
+  if (!shown) return;
+  find('attribution-picture').setAttribute('src', shown.uri);
+  find('attribution-picture').setAttribute('alt', shown.text);
+  find('attribution-text').textContent = `${shown.text}: where the model looks, not whether it is right.`;
 }
 
 function codeButton(code, press) {
@@ -500,12 +512,14 @@ function drawOne() {
   if (isEmpty) {
     ['picture', 'best', 'references'].forEach((id) => find(id).replaceChildren());
     ['reason', 'word'].forEach((id) => { find(id).textContent = ''; });
+    find('attribution').hidden = true;
     return;
   }
   const cell = data.cells[visible[current]];
   drawPicture(cell);
   drawBest(cell);
   drawReferences(cell);
+  drawAttribution(visible[current]);
   drawWord(cell);
   find('reason').textContent = cell.reason;
   find('place').textContent = `${current + 1} of ${visible.length} · ${data.fields[cell.field].id}`;
