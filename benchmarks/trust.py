@@ -18,12 +18,15 @@ cells.
   the worst laboratory. Rejecting a tenth can take away a tenth at most, so beside it stands the least ratio
   that any score could have reached at that error, and the share of the attainable that was attained.
 - error_ratio_cblc_at_10pct: the same for the clinical question, CBLC or not, doubt being how near its
-  probability is to one half; `blast` is WHO blast or not. The worst laboratory; `_pooled` over all cells;
+  probability is to one half; `blast` is WHO blast or not. The worst laboratory; `_pooled` over all cells,
+  `_ensemble` by how little heads that each lacked one more laboratory believe in the same answer;
   error_cblc_at_099: errors among the answers stated at 0.99, with their number and Wilson's interval, and
   how many the guarded confidence of the other laboratories leaves. `_all` counts cells of kinds that nobody
   taught, too: with Munich left out hardly a blast is, so its blasts are called something else, surely.
-- error_at_099: wrong answers among those given at 0.99 by the guarded confidence of the other laboratories
-  (`cblc.trust.calibration`), over all left-out laboratories, with their number; and as stated, unguarded.
+- error_at_099: wrong answers among those in which heads that each lacked one more laboratory believe with
+  0.99 on average (`cblc.trust.doubt.agreed_confidence`), over all left-out laboratories, with their number;
+  the table also counts cells of kinds nobody taught that are answered so. _guarded: by the guarded confidence
+  of the other laboratories (`cblc.trust.calibration`); _stated: as stated by the one head.
 - error_ratio_shipped_at_10pct, error_shipped_at_099 and their like with `_cblc`: the same of the classifier
   that ships, on segmentation_wbc's two laboratories: what a user gets.
 - beside them, in tables: which of the six scores of doubt (margin, entropy, an ensemble of heads that each
@@ -68,7 +71,9 @@ from cblc.sources.toys import toy_cells
 from cblc.trust.artefacts import artefact_evidence, choose_evidence, fit_artefacts, judge_rejection
 from cblc.trust.calibration import class_calibration, fit_outside
 from cblc.trust.conformal import coverage, fit_conformal, fit_laboratories, shift_weights, union_sets
-from cblc.trust.doubt import KnownCells, compare_doubts, doubt_table, reject, tell_apart
+from cblc.trust.doubt import (
+    KnownCells, agreed_confidence, compare_doubts, doubt_table, reject, tell_apart,
+)
 from cblc.trust.psychometrics import certain_answers, compare_observers, fit_psychometric
 from cblc.trust.triage import review_course, review_queue
 
@@ -364,11 +369,14 @@ def judge_certainty(table, answers, laboratories):
         confidence, right, laboratory = (np.concatenate(part) for part in zip(*parts))
         outside = fit_outside(confidence, right, laboratory)
         own, is_known, p = answers[one, None]
-        right = (np.array(NAMES, object)[p.argmax(1)] == table.kind.iloc[own].to_numpy(object))[is_known]
-        stated = p.max(1)[is_known]
+        right = np.array(NAMES, object)[p.argmax(1)] == table.kind.iloc[own].to_numpy(object)
+        members = [answers[one, other][2] for other in laboratories if other != one]
+        stated, agreed = p.max(1), agreed_confidence(members, p.argmax(1))
         for how, values in (('stated', stated), ('expected', outside.expected(stated)),
-                            ('guarded', outside.guarded(stated))):
-            rows.append(dict(laboratory=one, how=how) | certain_answers(values, right).to_json())
+                            ('guarded', outside.guarded(stated)), ('agreed', agreed)):
+            rows.append(
+                dict(laboratory=one, how=how) | certain_answers(values[is_known], right[is_known]).to_json()
+                | dict(foreign=int((~is_known).sum()), foreign_certain=int((values[~is_known] >= .99).sum())))
     return pd.DataFrame(rows)
 
 
@@ -393,6 +401,13 @@ def guarded_by(table, answers, one, laboratories, kinds):
     return fit_outside(*(np.concatenate(part) for part in zip(*parts)))
 
 
+def members_doubt(answers, one, laboratories, kinds, called, kept):
+    "Measure how little the heads that each lacked one more laboratory believe in an answer, on average"
+    columns = [NAMES.index(kind) for kind in kinds]
+    members = [answers[one, other][2][kept][:, columns].sum(1) for other in laboratories if other != one]
+    return 1 - np.mean([np.where(called, p, 1 - p) for p in members], 0)
+
+
 def judge_clinical(table, answers, laboratories):
     "Judge clinical questions in left-out laboratories, with and without the cells of kinds nobody taught"
     rows, figures = [], {}
@@ -405,25 +420,31 @@ def judge_clinical(table, answers, laboratories):
                     continue   # none of these kinds was taught
                 surest, wrong = np.maximum(p, 1 - p), (p >= .5) != truth
                 guarded = guarded_by(table, answers, one, laboratories, kinds).guarded(surest)
+                kept = answers[one, None][1] | foreign
+                ensemble = members_doubt(answers, one, laboratories, kinds, p >= .5, kept)
                 found.append(dict(
                     question=question, foreign=foreign, laboratory=one, yes=int(truth.sum()),
                     sensitivity=(p >= .5)[truth].mean() if truth.any() else np.nan,
                     specificity=(p < .5)[~truth].mean(), **reject(1 - surest, wrong).to_json(),
                     n_099=int((surest >= .99).sum()), wrong_099=int(wrong[surest >= .99].sum()),
                     n_099_guarded=int((guarded >= .99).sum()),
-                    wrong_099_guarded=int(wrong[guarded >= .99].sum()), pairs=(1 - surest, wrong)))
+                    wrong_099_guarded=int(wrong[guarded >= .99].sum()),
+                    ensemble=reject(ensemble, wrong).ratio, pairs=(1 - surest, wrong),
+                    pairs_ensemble=(ensemble, wrong)))
             figures |= clinical_figures(f'{question}_all' if foreign else question, pd.DataFrame(found))
             rows += found
-    return pd.DataFrame(rows).drop(columns='pairs'), figures
+    return pd.DataFrame(rows).drop(columns=['pairs', 'pairs_ensemble']), figures
 
 
 def clinical_figures(question, rows):
     "Put laboratories together: worst ratio, ratio over all cells, errors among the surest answers"
     every = reject(*(np.concatenate(part) for part in zip(*rows.pairs)))
+    by_ensemble = reject(*(np.concatenate(part) for part in zip(*rows.pairs_ensemble)))
     n, n_wrong = int(rows.n_099.sum()), int(rows.wrong_099.sum())
     low, high = wilson_interval(n_wrong, n) if n else (np.nan, np.nan)
     return {f'error_ratio_{question}_at_10pct': rows.ratio.max(), f'error_{question}': every.error,
             f'error_ratio_{question}_at_10pct_pooled': every.ratio,
+            f'error_ratio_{question}_ensemble_at_10pct_pooled': by_ensemble.ratio,
             f'least_ratio_{question}_at_10pct_pooled': every.least_ratio,
             f'error_{question}_at_099': n_wrong/n if n else np.nan, f'n_{question}_at_099': n,
             f'error_{question}_at_099_low': low, f'error_{question}_at_099_high': high,
@@ -643,10 +664,11 @@ def judge_outside(table, features, measured, laboratories, figures):
                     attained_at_10pct=best.attained.min())
     certain = judge_certainty(table, answers, laboratories)
     print('\ncertain answers\n', certain.round(4).to_string(index=False))
-    sums = certain.groupby('how')[['n', 'n_certain', 'n_wrong']].sum()
+    sums = certain.groupby('how')[['n', 'n_certain', 'n_wrong', 'foreign', 'foreign_certain']].sum()
     errors = sums.n_wrong/sums.n_certain
     print(sums.assign(error=errors).round(4).to_string())
-    figures |= dict(error_at_099=errors['guarded'], n_at_099=sums.n_certain['guarded'],
+    figures |= dict(error_at_099=errors['agreed'], n_at_099=sums.n_certain['agreed'],
+                    error_at_099_guarded=errors['guarded'], n_at_099_guarded=sums.n_certain['guarded'],
                     error_at_099_stated=errors['stated'], n_at_099_stated=sums.n_certain['stated'])
     clinical, found = judge_clinical(table, answers, laboratories)
     print('\nCBLC or not, WHO blast or not\n', clinical.round(3).to_string(index=False))

@@ -87,11 +87,11 @@ def _once(table, where):
     twice = table.cell_id[table.cell_id.duplicated()].unique()
     ordered = table.sort_values('seq', kind='stable')
     if len(twice):
-        notices.append(f'{where}: {len(twice)} cells are named twice ({twice[0]}); the later word holds')
+        notices.append(f'{where}: cells named twice: {len(twice)} ({twice[0]}); the later word holds')
     times = pd.to_datetime(ordered['at'], errors='coerce', utc=True, format='ISO8601')
     n_unread = int((times.isna() & (ordered['at'] != '')).sum())
     if n_unread:
-        notices.append(f'{where}: {n_unread} times cannot be read; the order is the one of the page')
+        notices.append(f'{where}: times that cannot be read: {n_unread}; the order is the one of the page')
     times = times.dropna()
     if not times.is_monotonic_increasing:
         notices.append(f'{where}: the clock ran backwards; the order is the one of the page')
