@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from ..cells.crops import CropSettings, PackedCrops, crop_cells
 from ..cells.frame import mark_frame
-from ..cells.morphology import crops_of_cohort, cut_pictures, in_order
+from ..cells.morphology import Gathered, crops_of_cohort, cut_pictures
 from ..cells.stain import measure_stain
 from ..core.engine import progress_bar
 from ..core.errors import InputError
@@ -152,16 +152,15 @@ def _name_as_cut(images, found, settings, classifier, um_per_px, progress, packe
     def name(crops):
         kept = PackedCrops.pack(crops) if packed else crops
         return classifier.probabilities(crops, progress=False, threads=1), kept
-    size, n, rows, tables = settings.size, len(found), [], []
+    size, n, gathered = settings.size, len(found), Gathered(found)
     crops = PackedCrops(n) if packed else np.empty((n, size, size, 3), np.uint8)
     probabilities = np.empty((n, len(classifier.leaves.names)))
     pictures = cut_pictures(images, found, settings, progress, um_per_px, use=name)
     for own, (of_leaves, cut), measured in pictures:
         probabilities[own], crops[own] = of_leaves, cut
-        rows.append(own)
-        tables.append(measured)
+        gathered.add(own, measured)
     named = classifier.table(probabilities).set_axis(found.index)
-    return crops, in_order(tables, rows, found), named
+    return crops, gathered.table(), named
 
 def _name(images, found, settings, classifier, um_per_px, progress, adapt, packed):
     "Name finds as they are cut, or all at once where a classifier measures something on all of them"

@@ -236,7 +236,7 @@ class Pictures:
     problems: list          # a line for each file that is not used
     notes: list             # a line for each that was given twice
     surveys: dict = field(default_factory=dict)     # of the slides, by name
-    overviews: dict = field(default_factory=dict, repr=False)   # of the pictures, by image_id
+    overviews: dict = field(default_factory=dict, repr=False)   # of pictures beside slides, 0.3 MB each
 
 
 def _best_first(images, overviews):
@@ -262,9 +262,9 @@ def _without_copies(images, overlaps):
 
 def gather(
     inputs,      # files, folders, slides
-    own=(),      # files and folders of the results, which are no input
-    survey: SurveySettings = SurveySettings(),  # which places of a slide are countable
-) -> Pictures:   # pictures, then the countable fields of slides at random, slide by slide in turn
+    own=(),      # files and folders of results, which are no input
+    survey: SurveySettings = SurveySettings(),  # what of a slide is countable
+) -> Pictures:   # pictures, then countable fields of slides, at random, in turn
     "Collect the pictures of one patient"
     paths, problems = list_files(inputs, own)
     scans = [path for path in paths if is_slide(path)]
@@ -282,8 +282,8 @@ def gather(
     images, overlaps, same = _without_copies(images, find_overlaps(_best_first(images, overviews), overviews))
     if fields:
         images = pd.DataFrame([*images.to_dict('records'), *fields], columns=IMAGE_COLUMNS)
-    problems = problems + unread + bad + uncut
-    return Pictures(images, overlaps, problems, notes + more + same, surveys, overviews)
+    problems, notes = problems + unread + bad + uncut, notes + more + same
+    return Pictures(images, overlaps, problems, notes, surveys, overviews if fields else {})
 
 # %% ../../nbs/sources/13_pictures.ipynb #ed52355d
 def _slide_note(name, survey, n_read):
