@@ -23,7 +23,7 @@ from .learn.prediction import LEAST_TO_ADAPT, Classifier, HeldOut, load_classifi
 from .learn.pretrained import find_start
 from .learn.settings import fit_settings
 from .learn.stages import fold_cells, hold_out, stage_cells
-from .learn.start import known_leaves, seen_leaves, start_net
+from .learn.start import copied_weights, known_leaves, move_back, seen_leaves, start_net
 from .learn.training import fit_stage
 
 _all_ = ['LEAST_TO_ADAPT', 'HeldOut', 'Classifier', 'load_classifier']  # wanted from here, too
@@ -104,7 +104,9 @@ def _fit_one(stages, valid, leaves, settings, start, out, cbs):
     key = out and run_key(settings.to_json() | dict(start=start.words), *arrays)
     with own_seed(settings.run.seed, settings.run.threads):
         net = start_net(stages[0].crops, leaves, shares, start, begun, settings)
+        before = copied_weights(net)
         curves = _train(net, stages, valid, settings, loss, out, key, cbs)
+    move_back(net, before, settings.optimizer.start_share)
     for leaf in np.flatnonzero(begun.known):
         net.off[leaf] = 0.  # shut while training, so that nothing pushed it down; open again
     adapt_bn, unable = _adaptation(net, prediction.adapt_bn)

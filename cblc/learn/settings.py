@@ -68,6 +68,7 @@ class OptimizerSettings:
     monitor: str = _knob('loss', among=('loss', 'balanced_accuracy'))  # what tells the best epoch
     reset_head: bool = False       # a fresh last layer for the second stage
     ema: float = _knob(0., share=True)  # decay of the average of the weights
+    start_share: float = _knob(0., share=True)  # of the start's weights in the finished network
     sam: float = 0.                # rho of sharpness-aware steps
 
 # %% ../../nbs/learn/05_settings.ipynb #c009
