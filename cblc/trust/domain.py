@@ -143,9 +143,11 @@ def _range_words(expected):
 def _judge_expected(guessed, expected, left_out):
     "Turn an expected accuracy into a verdict and its sentence"
     beside = f'{_range_words(expected)}, by {len(left_out)} laboratories that were left out of its training'
-    if guessed < min(one.guessed for one in left_out):
-        sure = 'the model is less sure here than in any laboratory it was tested in'
-        return VERDICTS[2], f'{sure}: {beside}; do not use the figure'
+    tested = [one.guessed for one in left_out]
+    if not min(tested) <= guessed <= max(tested):
+        how = 'less sure' if guessed < min(tested) else 'surer'
+        outside = f'the model is {how} here than in any laboratory it was tested in'
+        return VERDICTS[2], f'{outside}: {beside}; do not use the figure'
     if expected.interval[0] < LEAST_ACCURACY:
         return VERDICTS[2], f'{beside}; do not use the figure'
     return VERDICTS[1], beside
