@@ -18,12 +18,12 @@ from .learn.checkpoint import Checkpoint, own_seed, run_key
 from .learn.export import export_onnx, half_rounded, net_arrays
 from .learn.leaves import fit_temperature, fit_weights, leaf_scores, make_leaves, to_probabilities
 from .learn.losses import LeafLoss
-from .learn.network import Ensemble, batch_norms, blank_head
+from .learn.network import Ensemble, batch_norms, blank_head, copied_weights
 from .learn.prediction import LEAST_TO_ADAPT, Classifier, HeldOut, load_classifier
 from .learn.pretrained import find_start
 from .learn.settings import fit_settings
 from .learn.stages import fold_cells, hold_out, stage_cells
-from .learn.start import copied_weights, known_leaves, move_back, seen_leaves, start_net
+from .learn.start import known_leaves, move_back, seen_leaves, start_net
 from .learn.training import fit_stage
 
 _all_ = ['LEAST_TO_ADAPT', 'HeldOut', 'Classifier', 'load_classifier']  # wanted from here, too

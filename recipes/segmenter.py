@@ -34,10 +34,11 @@ from cblc.cells.stain import toward_hue
 from cblc.core.bundle import read_bundle
 from cblc.core.contours import polygon_to_mask
 from cblc.core.images import read_image
+from cblc.learn.network import copied_weights
 from cblc.learn.segmenter import (
     YoloSettings, cut_window, export_segmenter, load_network, train_segmenter, write_yolo_tiles,
 )
-from cblc.learn.start import copied_weights, move_back
+from cblc.learn.start import move_back
 from cblc.segmentation import equivalent_diameter
 from cblc.sources.laboratories import random_style
 from cblc.sources.public import box_polygon, read_bcisc, read_pbc, read_txl

@@ -186,7 +186,8 @@ def _take(run, job, answer, bar):
 
 def _order(run, root, rows, plan):
     "Write the table and the page of those that are done"
-    table, name = order_rows(rows), Path(root).name if is_remote(root) else Path(root).resolve().name
+    table = order_rows(rows)
+    name = Path(root).name if is_remote(root) else Path(root).resolve().name
     write_index(table, run.folder, f'Marrow counts of {name}', Path(plan.model).name)
     return table
 

@@ -55,7 +55,7 @@ def _corner_middle(polygon, size):
     "Fit a circle to the part of a contour that the picture does not cut: its middle (Kasa 1976)"
     left, top, right, bottom = polygon.bounds
     step = max(right - left, bottom - top)/20
-    points = shapely.get_coordinates(polygon.exterior.segmentize(step))
+    points = shapely.get_coordinates(polygon.segmentize(step))
     is_free = ((points > CUT_PX) & (points < np.asarray(size, float) - CUT_PX)).all(1)
     points = points[is_free]
     if len(points) < 3:

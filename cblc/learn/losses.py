@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from .augment import border_ring
-from .network import OFF, attention_map, batch_norms, feature_layer
+from .network import (
+    OFF, attention_map, batch_norms, copied_weights, feature_layer, float_weights)
 
 # %% ../../nbs/learn/04_losses.ipynb #c003
 with warnings.catch_warnings():
@@ -233,11 +234,6 @@ class FreezeBackbone(Callback):
         self._set(False)
 
 # %% ../../nbs/learn/04_losses.ipynb #c032
-def _floats(module):
-    "Take a module's weights and buffers that are numbers with a fraction"
-    return {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
-
-
 class AverageWeights(Callback):
     "Validate and keep an exponential moving average of the weights"
     order = 85  # after the epoch is judged, the weights themselves come back
@@ -266,8 +262,8 @@ class AverageWeights(Callback):
 
     def before_validate(self):
         "Put the average in the weights' place"
-        self.weights = {name: value.clone() for name, value in _floats(self.learn.model).items()}
-        self.learn.model.load_state_dict(_floats(self.average.module), strict=False)
+        self.weights = copied_weights(self.learn.model)
+        self.learn.model.load_state_dict(float_weights(self.average.module), strict=False)
 
     def after_validate(self):
         "Put the weights back"
@@ -275,7 +271,7 @@ class AverageWeights(Callback):
 
     def state(self) -> dict:
         "Say what a checkpoint keeps"
-        return _floats(self.average.module) | {'#steps': self.average.n_averaged - 1}
+        return float_weights(self.average.module) | {'#steps': self.average.n_averaged - 1}
 
     def restore(
         self,

@@ -324,7 +324,8 @@ def _data_texts(data):
     head = {key: value for key, value in data.items() if key not in ('cells', 'fields')}
     yield _in_script(head)[:-1] + ',"cells":['
     for number, row in enumerate(data['cells']):
-        yield ','*bool(number) + _in_script(row)
+        comma = ',' if number else ''
+        yield comma + _in_script(row)
     yield f'],"fields":{_in_script(data["fields"])}' + '}'
 
 
@@ -336,7 +337,8 @@ def write_review(
     from markupsafe import Markup
     script = (TEMPLATES/'review.js').read_text(encoding='utf-8')
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style, here = (TEMPLATES/'review.css').read_text(encoding='utf-8'), uuid.uuid4().hex
+    style = (TEMPLATES/'review.css').read_text(encoding='utf-8')
+    here = uuid.uuid4().hex     # where the data will stand
     page = render_page(
         'review.html', patient=data['patient'], model=data['model'], first=data.get('first', ''),
         data=Markup(here), script=Markup(script), script_hash=Markup(f'sha256-{digest}'),

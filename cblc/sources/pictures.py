@@ -282,7 +282,8 @@ def gather(
     images, overlaps, same = _without_copies(images, find_overlaps(_best_first(images, overviews), overviews))
     if fields:
         images = pd.DataFrame([*images.to_dict('records'), *fields], columns=IMAGE_COLUMNS)
-    problems, notes = problems + unread + bad + uncut, notes + more + same
+    problems = problems + unread + bad + uncut
+    notes = notes + more + same
     return Pictures(images, overlaps, problems, notes, surveys, overviews if fields else {})
 
 # %% ../../nbs/sources/13_pictures.ipynb #ed52355d
