@@ -72,6 +72,9 @@ def several_processes():
     if 'RANK' not in os.environ:
         problem = 'this is one process, and nobody told it of others'
         raise InputError(problem, 'start the script by `torchrun --nproc_per_node 2 SCRIPT`', 'RANK')
+    # Optimizers import it, and its functions keep as a default the group that stands at import. So kept,
+    # a group's threads outlive its end, and abort the process if it exits while one of them is at work.
+    import torch.distributed.nn.functional  # noqa: F401
     on_cards = torch.cuda.is_available()
     if on_cards:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))

@@ -139,14 +139,17 @@ def _ultralytics(folder):
     return ultralytics
 
 
-def _architecture(name):
-    "Find ultralytics' own description of a network; what stands in such a file is run, so no other is opened"
-    import ultralytics
+def _untrained(name, folder):
+    "Make ultralytics' model of a name from its own description; settings and a copy of it lie under `folder`"
     if name not in ARCHITECTURES:
         problem = f'the architecture {name!r} is not known'
         raise InputError(problem, f'it is one of {", ".join(ARCHITECTURES)}', 'segmenter')
+    ultralytics = _ultralytics(folder)
     version = '11' if name.startswith('yolo11') else 'v8'
-    return str(Path(ultralytics.__file__).parent/'cfg'/'models'/version/f'{name}.yaml')
+    own = Path(ultralytics.__file__).parent/'cfg'/'models'/version/f'yolo{version}-seg.yaml'
+    copy_of_own = Path(folder).resolve()/f'{name}.yaml'   # its name tells the size: n, s, m, l or x
+    copy_of_own.write_bytes(own.read_bytes())
+    return ultralytics.YOLO(str(copy_of_own))
 
 
 def _cpu_callbacks(settings):
@@ -201,7 +204,7 @@ def train_segmenter(
     if not Path(data).exists():
         raise InputError('no such file', 'make it with write_yolo_tiles', data)
     run = Path(run).resolve()
-    model = _ultralytics(run/'ultralytics').YOLO(_architecture(settings.arch))
+    model = _untrained(settings.arch, run/'ultralytics')
     callbacks = [_start_from(start)] if start else []
     if settings.device == 'cpu':
         callbacks.append(_cpu_callbacks(settings))
@@ -278,7 +281,7 @@ def load_network(
     opened = read_bundle(bundle or shipped('segmenter'), 'segmenter')
     train = (opened.meta.get('settings') or {}).get('train')
     arch = train.get('arch') if isinstance(train, dict) else None
-    model = _ultralytics(Path(run)/'ultralytics').YOLO(_architecture(arch))
+    model = _untrained(arch, Path(run)/'ultralytics')
     model.model = type(model.model)(model.model.yaml, ch=3, nc=1, verbose=False)
     model.model.load_state_dict(_as_tensors(opened.weights()))
     return model
