@@ -10,7 +10,8 @@ see each picture as it is; `cblc` first finds the cell, cuts it at its source's 
 (cblc.cells.singles). `plain, cblc's crops` tells what of the gain is the crop's. `generative` models numbers
 of the same cells at 144 px, with a network of ImageNet's weights that is not trained
 (cblc.learn.generative); the shift of the laboratory left out is found without its labels, as `cblc` measures
-its normalization there. `generative, not adapted` is the same without.
+its normalization there. `generative, not adapted` is the same without. `cblc and generative` is the mean of
+the probabilities of both, which costs no training of its own.
 Of a source's class at most --per-class pictures are taken, by file-name hash (0: all). The segmenter that
 finds the cells has seen masks or boxes of part of `bcisc` and `pbc128` in its own training, but no class,
 and nothing of segmentation_wbc.
@@ -37,6 +38,22 @@ PEERS = {  # name: recipe, and whether the cell is found and lit first
 NUMBERS_SIZE = 144  # px, of the crops that `generative` sees
 SOURCES = ('wbc_dataset1', 'wbc_dataset2', 'bcisc', 'pbc128')
 COLUMNS = (*SOURCES, 'mean')
+BOTH = 'cblc and generative'
+
+
+def class_probabilities(predicted):
+    "Take the probabilities of a classifier's answer: pictures x classes"
+    return predicted.filter(regex='^p_').rename(columns=lambda name: name.removeprefix('p_'))
+
+
+def with_mean_of_both(probabilities):
+    "Add the mean of `cblc` and `generative`, where both were asked"
+    means = {}
+    for (name, source, seed), table in probabilities.items():
+        other = probabilities.get(('generative', source, seed))
+        if name == 'cblc' and other is not None:
+            means[BOTH, source, seed] = (table + other[table.columns])/2
+    return probabilities | means
 
 
 def read_views(pictures, size, arguments):
@@ -58,7 +75,7 @@ def read_views(pictures, size, arguments):
 
 
 def numbers_left_out(arguments):
-    "Model numbers without each source and classify it: the jobs' results, the same for every seed"
+    "Model numbers without each source: each job and its probabilities, the same for every seed"
     from cblc.learn.features import feature_net
     from cblc.learn.generative import Describer, GenerativeSettings, fit_generative
     settings = GenerativeSettings(pretrained='package', size=arguments.numbers_size, threads=1)
@@ -80,11 +97,11 @@ def numbers_left_out(arguments):
             describe=Known(settings.size, net), vocabulary=None)
         for name, there in (('generative', model.for_center(source, crops[own])),
                             ('generative, not adapted', model)):
-            yield name, source, seed, there.predict(crops[own]).category.to_numpy(str)
+            yield (name, source, seed), class_probabilities(there.predict(crops[own]))
 
 
 def classify_left_out(job):
-    "Train without a source and classify its pictures: the job's name, source and seed, and the classes"
+    "Train without a source and classify its pictures: the job's name, source and seed, and its probabilities"
     name, source, seed, arguments = job
     import torch
     from cblc.classifier import fit_classifier
@@ -100,7 +117,7 @@ def classify_left_out(job):
     labels = pictures.label[~left_out].tolist()
     classifier = fit_classifier(crops[~left_out], labels, settings=settings, vocabulary=None)
     predicted = classifier.predict(crops[left_out], adapt=True, progress=False)
-    return name, source, seed, predicted.category.to_numpy(str)
+    return (name, source, seed), class_probabilities(predicted)
 
 
 def weighted_f1(truth, predicted, samples):
@@ -188,10 +205,13 @@ def main():
     jobs = [(name, source, seed, arguments) for seed, name, source in runs]
     with multiprocessing.get_context('fork').Pool(arguments.jobs, maxtasksperchild=1) as pool:
         finished = progress_bar(pool.imap_unordered(classify_left_out, jobs), 'training', len(jobs))
-        predictions = {(name, source, seed): classes for name, source, seed, classes in finished}
+        probabilities = dict(finished)
     if 'generative' in arguments.chosen:
-        predictions |= {(name, *key): classes for name, *key, classes in numbers_left_out(arguments)}
-    peers = [name for name in PEERS if any(key[0] == name for key in predictions)]
+        probabilities |= dict(numbers_left_out(arguments))
+    predictions = {
+        job: table.idxmax(axis=1).to_numpy(str) for job, table in with_mean_of_both(probabilities).items()
+    }
+    peers = [name for name in (*PEERS, BOTH) if any(key[0] == name for key in predictions)]
     scores, draws = score_peers(predictions, pictures, peers)
     print(f'\nweighted F1 on the source left out; CPU, {arguments.seeds} seeds, {arguments.epochs} epochs, '
           f'{arguments.size} px, {arguments.per_class} pictures a class, start: {arguments.start}, '

@@ -69,6 +69,15 @@ def _diagnose_many(args):
     return 1 if len(table) and (table.triage == 'failed').all() else 0
 
 
+def _figure(summary):
+    "Write the CBLC ratio with its counting error; of a smear that is not countable, the cells alone"
+    counted = f'{summary["n_cblc"]} of {summary["n_cells"]} cells'
+    if summary['headline']['kind'] == 'not countable':
+        return f'{counted} are CBLC'
+    low, high = (100*limit for limit in summary['cblc_interval'])
+    return f'CBLC ratio {100*summary["cblc_ratio"]:.1f} % (counting error {low:.1f}-{high:.1f}), {counted}'
+
+
 def _diagnose(args):
     "Diagnose one patient, and print what is urgent, the headline and the ratio; or a batch"
     from cblc.batch.jobs import is_batch, one_patient
@@ -85,13 +94,10 @@ def _diagnose(args):
     for flag in summary['flags']:
         if flag['urgent']:
             print(f'TODAY: {flag["text"]}')
-    low, high = (100 * limit for limit in summary['cblc_interval'])
     print(summary['headline']['text'])
     if summary['triage']['status'] != 'done':
         print(f'To be looked at: {summary["triage"]["why"]}')
-    print(f'CBLC ratio {100 * summary["cblc_ratio"]:.1f} % (counting error {low:.1f}-{high:.1f}), '
-          f'{summary["n_cblc"]} of {summary["n_cells"]} cells; {len(summary["warnings"])} warnings. '
-          f'{summary["disclaimer"]}')
+    print(f'{_figure(summary)}; {len(summary["warnings"])} warnings. {summary["disclaimer"]}')
     return 0
 
 

@@ -222,12 +222,14 @@ def _attributions(cells, crops, classifier, ask):
 
 def _write_review(folder, cells, images, summary, bundle, ask, vocabulary, shown):
     "Write the page on which a person goes over the cells"
+    from cblc.pages.figures import silences
     from cblc.pages.review import ReviewSettings, review_data, write_review
     settings = ReviewSettings(count=ask.settings)
     patient, first = summary['patient_id'], summary['triage']['why']
     page = review_data(cells, images, patient, bundle.id, settings, bundle.meta, vocabulary=vocabulary,
                        lazily=True)
-    write_review(page | dict(first=first, attributions=shown), folder / 'review.html')
+    beside = dict(first=first, attributions=shown, silence=silences(summary))
+    write_review(page | beside, folder / 'review.html')
 
 
 def _on_slides(cells, images):

@@ -22,6 +22,7 @@ from ..core.errors import InputError, refuse_damage
 from ..core.run import lock_folder, read_csv, remove, safe_name, to_plain, write_csv, write_json
 from ..data import Vocabulary
 from .patient import patient_report, write_qupath
+from .figures import silences
 from .review import read_review, run_id, write_review
 from ..trust.triage import TriageSettings, blast_probability
 from ..trust.urgency import judge_urgency
@@ -406,7 +407,8 @@ def _write_result(out, figures, reviewed, settled, merged, data, vocabulary):
     write_corrected(settled, reviewed, data, out)
     n_named, why = figures['review']['n_named'], figures['triage']['why']
     first = f'By the review so far (cells named: {n_named}): {why}' if why else ''
-    write_review({**data, 'disputes': merged.disputes, 'queue': queue, 'first': first}, out/'review.html')
+    anew = dict(disputes=merged.disputes, queue=queue, first=first, silence=silences(figures))
+    write_review({**data, **anew}, out/'review.html')
     patient_report(figures, drawn, images, crops, data['about'], out/'report.html',
                    'cells.parquet (with what a person said), geojson (for QuPath, as corrected), training '
                    '(a table for cblc fit --start)', _course(out),

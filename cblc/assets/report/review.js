@@ -379,21 +379,42 @@ function meaningOf(word) {
   return categories.has(word) ? categories.get(word).meaning : '';
 }
 
-function drawFigures() {
-  const figures = figuresOf(entries);
+function whyNoFigure(n) {
+  // the rule of cblc.ratio.adequacy: too few cells, or what no count of cells mends
+  const { least_cells: least, reasons } = data.silence;
+  if (n < least) return `${n} counted, at least ${least} are needed`;
+  return reasons.length ? reasons[0] : '';
+}
+
+function drawRatios(figures, isSilent) {
   ['who', 'cblc'].forEach((name) => {
     const { ratio, low, high } = figures[name];
-    find(name).textContent = percent(ratio);
-    find(`${name}-interval`).textContent = Number.isNaN(ratio) ? '' : `${percent(low)} to ${percent(high)}`;
+    const isKnown = !isSilent && !Number.isNaN(ratio);
+    find(name).textContent = isKnown ? percent(ratio) : '–';
+    find(`${name}-interval`).textContent = isKnown ? `${percent(low)} to ${percent(high)}` : '';
   });
+  const { who, cblc } = modelAlone;
+  const isShown = !whyNoFigure(who.n);
+  find('before').textContent = isShown ? `model alone: WHO ${percent(who.ratio)}, CBLC ${percent(cblc.ratio)}` : '';
+}
+
+function drawBand(figures, silence) {
   const band = find('band');
-  band.textContent = figures.band;
-  band.style.background = data.band_colors[data.bands.indexOf(figures.band)] || '#ddd';
   const lines = figures.crossed.map((threshold) => `${100 * threshold} %`).join(', ');
-  find('crossed').textContent = lines ? `undecided about ${lines}` : '';
+  band.textContent = silence ? 'not countable' : figures.band;
+  band.style.background = (!silence && data.band_colors[data.bands.indexOf(figures.band)]) || '#ddd';
+  const undecided = lines ? `undecided about ${lines}` : '';
+  find('crossed').textContent = silence || undecided;
+  band.parentElement.hidden = data.silence.quiet && !silence;
+}
+
+function drawFigures() {
+  const figures = figuresOf(entries);
+  const silence = whyNoFigure(figures.who.n);
+  drawRatios(figures, silence !== '');
+  drawBand(figures, silence);
+  find('figures').classList.toggle('quiet', data.silence.quiet);
   find('counted').textContent = figures.who.n;
-  find('before').textContent = `model alone: WHO ${percent(modelAlone.who.ratio)}, CBLC `
-    + percent(modelAlone.cblc.ratio);
   const done = data.cells.filter((cell) => isReviewed(entries.get(cell.id))).length;
   find('bar').max = Math.max(1, data.cells.length);
   find('bar').value = done;
