@@ -7,6 +7,7 @@ __all__ = ['FAILED', 'COLUMNS', 'summary_row', 'failed_row', 'order_rows', 'writ
 
 # %% ../../nbs/batch/01_index.ipynb #8fb23fa1
 import json
+import warnings
 from pathlib import Path
 from urllib.parse import quote
 import numpy as np
@@ -95,15 +96,19 @@ _FIGURES = ('who_blast_ratio', 'low', 'high', 'doubt', 'cblc_ratio', 'n_cells', 
 
 def refresh_index(
     folder,     # of one patient's result
-) -> bool:      # False where it does not lie in a batch
+) -> bool:      # False where it does not lie in a batch, or, with a warning, in one of another version
     "Bring the table and the page of a batch up to date with one patient's result"
     folder = Path(folder).resolve()
     out = folder.parent
-    if not all((out/name).is_file() for name in ('patients.csv', 'index.json')):
+    if not (out/'patients.csv').is_file():
         return False
     table = pd.read_csv(out/'patients.csv', dtype={'patient_id': str, 'folder': str}, keep_default_na=False,
                         na_values=dict.fromkeys(_FIGURES, ['']))
-    if list(table.columns) != COLUMNS or folder.name not in set(table.folder):
+    if folder.name not in set(table.get('folder', ())):
+        return False
+    if list(table.columns) != COLUMNS or not (out/'index.json').is_file():
+        problem = 'its table and page are of another version and still show the figure from before the review'
+        warnings.warn(f'{out}: {problem}; run cblc diagnose on the whole batch again', stacklevel=2)
         return False
     row = summary_row(json.loads((folder/'summary.json').read_text(encoding='utf-8')), folder.name)
     rows = [row if own['folder'] == folder.name else own for own in table.to_dict('records')]
