@@ -293,7 +293,7 @@ def compare(score, truth, answers, n=2000):
     chosen = rng.integers(len(truth), size=(n, len(truth)))
     draws = np.array([[score(truth[i], own[i]) for own in answers.values()] for i in chosen])
     rows = [row(name, value, own) for name, value, own in zip(answers, values, draws.T)]
-    first, *_, last = answers
+    first, last = list(answers)[0], list(answers)[-1]
     if first == last:
         return rows
     gap = row(f'{first} less {last}', values[0] - values[-1], draws[:, 0] - draws[:, -1])
