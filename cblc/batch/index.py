@@ -94,17 +94,25 @@ def write_index(
 _FIGURES = ('who_blast_ratio', 'low', 'high', 'doubt', 'cblc_ratio', 'n_cells', 'n_images', 'n_warnings')
 
 
+def _columns(path):
+    "Read the names of a table's columns; none where there is no table"
+    if not path.is_file():
+        return []
+    with path.open(encoding='utf-8', errors='replace') as lines:
+        return lines.readline().rstrip().split(',')
+
+
 def refresh_index(
     folder,     # of one patient's result
 ) -> bool:      # False where it does not lie in a batch, or, with a warning, in one of another version
     "Bring the table and the page of a batch up to date with one patient's result"
     folder = Path(folder).resolve()
     out = folder.parent
-    if not (out/'patients.csv').is_file():
+    if 'folder' not in _columns(out/'patients.csv'):      # a cohort has a table of this name, too
         return False
     table = pd.read_csv(out/'patients.csv', dtype={'patient_id': str, 'folder': str}, keep_default_na=False,
                         na_values=dict.fromkeys(_FIGURES, ['']))
-    if folder.name not in set(table.get('folder', ())):
+    if folder.name not in set(table.folder):
         return False
     if list(table.columns) != COLUMNS or not (out/'index.json').is_file():
         problem = 'its table and page are of another version and still show the figure from before the review'
