@@ -15,7 +15,6 @@ the weighted F1 of CBLC. The last line is JSON: for each alteration and laborato
 import argparse
 import json
 import os
-import sys
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -23,19 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from _recipe import recipe
 
 LABORATORIES = ('bm_munich', 'pbc128')
 HALF_CELL_UM = 6.5
 CUTS = (1., .75, .5)    # shares of half a cell's width, at which the picture ends
-
-
-def recipe():
-    "Import the recipe of the shipped classifier"
-    folder = str(Path(__file__).resolve().parents[1]/'recipes')
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    import classifier
-    return classifier
 
 
 def in_hues(cells, seed=0):

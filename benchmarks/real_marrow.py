@@ -22,7 +22,6 @@ How sure the recipe was in each laboratory stands beside how often it was right 
 import argparse
 import json
 import os
-import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -30,21 +29,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from _recipe import recipe
 
 LEAVES_TOGETHER = {
     'bm_munich': ('bm_munich', 'bm_matek'),
     'pbc128': ('pbc128',),
     'small': ('bcisc', 'aml_lmu', 'segmentation_wbc'),
 }
-
-
-def recipe():
-    "Import the recipe of the shipped classifier"
-    folder = str(Path(__file__).resolve().parents[1]/'recipes')
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    import classifier
-    return classifier
 
 
 def whole_pictures(name, most):

@@ -53,13 +53,13 @@ The last line is JSON.
 import argparse
 import hashlib
 import json
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from _recipe import recipe
 from scipy import special
 
 from cblc.classifier import Classifier
@@ -88,15 +88,6 @@ KINDS = {  # what the experts said -> one of ten kinds; other words are passed o
 NAMES = ('blast', 'N1', 'N2', 'N3', 'neutrophil', 'E', 'B', 'M2', 'L', 'erythroblast')
 LEAST_TAUGHT = 20   # cells of a kind, below which a head does not know it
 SIZE = 128   # px, of the ImageNet features
-
-
-def recipe():
-    "Import the recipe of the shipped classifier, which cuts the cells"
-    folder = str(Path(__file__).resolve().parents[1]/'recipes')
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    import classifier
-    return classifier
 
 
 def kept_array(work, name, make):
