@@ -1,7 +1,8 @@
 """Real cells of a laboratory that had no part in the training.
 
-    python benchmarks/real_marrow.py [--work DIR] [--epochs 4] [--per-class 200] [--without drawn ground]
-                                     [--laboratories bm_munich pbc128 small] [--write] [--quick]
+    python benchmarks/real_marrow.py [--work DIR] [--epochs 4] [--per-class 200] [--size 128]
+                                     [--without drawn ground] [--laboratories bm_munich pbc128 small]
+                                     [--rows NAME ... | --rows all] [--write] [--quick]
 
 A laboratory is left out whole, a classifier is trained on all others by the shipped classifier's recipe
 (recipes/classifier.py, with fewer cells and epochs), and names the left-out cells. Munich's two marrow sets
@@ -9,6 +10,13 @@ are of one archive and leave together; the small sets (BCISC, AML-LMU, and the t
 which never teach) leave together. Beside it stands what a user would write in an evening: timm's network
 from the same ImageNet weights, fine-tuned on the whole pictures of the same laboratories, for the same
 epochs.
+
+--rows all asks what each idea of the recipe is worth in a laboratory left out, a training each: without
+augmentation of colors, or of optics; with every laboratory's colors brought to those of one teacher
+(Reinhard's method, drawn cells field by field); with the measured appearance having half of the say.
+`recipe, adapted` is the recipe's own network with its normalization measured anew on the cells of the
+laboratory left out, without their labels. The differences from the recipe are of the same cells, and so are
+their intervals.
 
 Of each laboratory: balanced accuracy over the words of its experts (a cell is right where its category is
 one that the word allows; artefacts are judged apart), and the weighted F1 of CBLC where the word decides
@@ -31,6 +39,17 @@ import numpy as np
 import pandas as pd
 from _recipe import recipe
 
+ROWS = {  # name: how its cells are cut, and the settings that differ from the recipe's
+    'recipe': ('cut', {}),
+    'plain': ('whole', {}),
+    'no color augmentation': ('cut', dict(stain=0., hue=0.)),
+    'no optics augmentation': ('cut', dict(zoom=0., light=0., sharpness=0.)),
+    'colors of one laboratory': ('standardized', {}),
+    'measured appearance': ('cut', dict(appearance=.5)),
+}
+USUAL_ROWS = ('recipe', 'plain')
+ADAPTED = 'recipe, adapted'  # the recipe's network once more
+MEASURED_CROPS = 200         # of a laboratory, by which its stain is measured
 LEAVES_TOGETHER = {
     'bm_munich': ('bm_munich', 'bm_matek'),
     'pbc128': ('pbc128',),
@@ -77,20 +96,42 @@ def teachers(sets, left_out):
     return recipe().joined(may_teach)
 
 
-def train(cells, plain, arguments):
-    "Train by the recipe, or a plain fine-tune from the same weights"
+def standardized(sets, left_out):
+    "Bring the colors of every laboratory, and of every drawn field, to those of the first teacher"
+    from cblc.cells.stain import StainNormalizer, measure_stain
+    rng = np.random.default_rng(0)
+    made = recipe()
+
+    def stain_of(crops):
+        return measure_stain(crops[rng.permutation(len(crops))[:MEASURED_CROPS]])
+
+    reference = next(name for name in made.TEACHERS if name in sets and name not in left_out)
+    is_cell = (sets[reference].table.code != made.ARTEFACT).to_numpy()
+    normalizer = StainNormalizer('reinhard').fit(stain_of(sets[reference].crops[is_cell]))
+    moved, notes = {}, []
+    for name, cells in sets.items():
+        crops = cells.crops.copy()
+        for rows in cells.table.groupby('group' if name == 'drawn' else 'set').indices.values():
+            crops[rows] = normalizer.transform(crops[rows], stain_of(crops[rows]), notes)
+        moved[name] = made.Cells(crops, cells.table)
+    print(f'colors brought to those of {reference}; {len(notes)} laboratories or fields left as they are')
+    return moved
+
+
+def train(cells, row, arguments):
+    "Train by the recipe or a row of it, or a plain fine-tune from the same weights"
     from cblc.classifier import fit_classifier
     from cblc.data import VOCABULARY
     from cblc.learn.settings import fit_settings
-    made = recipe()
+    made, plain = recipe(), row == 'plain'
     if not plain:
         cells = made.marrow_in_front(made.in_collages(made.in_real_colors(cells), arguments.per_class//4))
     parts = {part: cells.take((cells.table.part == part).to_numpy()) for part in ('train', 'valid')}
-    settings = fit_settings(**made.SETTINGS | dict(epochs=arguments.epochs, threads=arguments.workers))
+    shared = dict(epochs=arguments.epochs, threads=arguments.workers, size=arguments.size)
+    settings = fit_settings(**made.SETTINGS | shared | ROWS[row][1])
     if plain:
         settings = fit_settings(
-            recipe='plain', arch=made.SETTINGS['arch'], pretrained='package', size=made.SETTINGS['size'],
-            batch=64, lr=1e-3, epochs=arguments.epochs, threads=arguments.workers)
+            recipe='plain', arch=made.SETTINGS['arch'], pretrained='package', batch=64, lr=1e-3, **shared)
     stages = {
         part: (own.crops, own.table.code.tolist(), own.table.group.tolist()) for part, own in parts.items()
     }
@@ -111,7 +152,7 @@ def named_cells(classifier, cells):
 
 
 def judge(classifier, cells, threshold, n_boot=1000):
-    "Score one laboratory's cells, with intervals, and say how sure the classifier was of them"
+    "Score one laboratory's cells, with intervals and their draws, and how sure the classifier was of them"
     from sklearn.metrics import f1_score
 
     from cblc.trust.domain import guessed_accuracy
@@ -136,24 +177,53 @@ def judge(classifier, cells, threshold, n_boot=1000):
         cblc_weighted_f1_interval=[round(float(v), 3) for v in (low[1], high[1])],
         cblc_sensitivity=round(float(is_called[is_decided & may_be].mean()), 4) if may_be.any() else None,
         accuracy=round(float(is_right.mean()), 4),
-        guessed=round(guessed_accuracy(confidence, threshold), 4))
+        guessed=round(guessed_accuracy(confidence, threshold), 4)), draws
+
+
+def uses_of(row, classifier, crops):
+    "Name the ways in which a trained classifier is used on the crops of a laboratory left out"
+    yield row, classifier
+    if row == 'recipe':
+        yield ADAPTED, classifier.adapted(crops, 1.)
 
 
 def leave_out(group, cut, whole, arguments):
-    "Train twice without a group of sets and judge its laboratories"
+    "Train without a group of sets, a row at a time, and judge its laboratories: scores, and their draws"
     left_out = LEAVES_TOGETHER[group]
-    results = {}
-    for peer, sets in (('recipe', cut), ('plain', whole)):
+    ways = dict(cut=cut, whole=whole)
+    if 'colors of one laboratory' in arguments.rows:
+        ways['standardized'] = standardized(cut, left_out)
+    scores, draws = {}, {}
+    for row in arguments.rows:
+        sets = ways[ROWS[row][0]]
         teaching = teachers(sets, left_out)
-        classifier = train(teaching, peer == 'plain', arguments)
+        classifier = train(teaching, row, arguments)
         threshold = recipe().sure_enough(classifier, teaching)
         for name in left_out:
             own = sets[name]
             for center in sorted(set(own.table.set)):
-                scores = judge(classifier, own.take((own.table.set == center).to_numpy()), threshold)
-                results.setdefault(center, {})[peer] = scores
-                print(f'{center:20} {peer:7} {json.dumps(scores)}', flush=True)
-    return results
+                cells = own.take((own.table.set == center).to_numpy())
+                for use, adapted in uses_of(row, classifier, cells.crops):
+                    scores[center, use], draws[center, use] = judge(adapted, cells, threshold)
+                    print(f'{center:20} {use:25} {json.dumps(scores[center, use])}', flush=True)
+    return scores, draws
+
+
+def differences(scores, draws):
+    "Compare each row with the recipe, over the same cells of all laboratories: means and 95 % intervals"
+    names = ('balanced_accuracy', 'cblc_weighted_f1')
+    centers = sorted({center for center, _ in scores})
+    rows = []
+    for use in dict.fromkeys(use for _, use in scores):
+        row = dict(row=use)
+        for k, name in enumerate(names):
+            row[name] = round(float(np.mean([scores[center, use][name] for center in centers])), 3)
+            apart = [draws[center, use][:, k] - draws[center, 'recipe'][:, k] for center in centers]
+            low, high = np.quantile(np.mean(apart, 0), (.025, .975))
+            mean = row[name] - np.mean([scores[center, 'recipe'][name] for center in centers])
+            row[f'{name}_less_recipe'] = f'{mean:+.3f} ({low:+.3f} to {high:+.3f})'
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def parse_arguments():
@@ -163,7 +233,8 @@ def parse_arguments():
     parser.add_argument('--work', help='folder for crops; they are cut once')
     parser.add_argument('--without', nargs='*', default=[], choices=('drawn', 'ground'))
     parser.add_argument('--laboratories', nargs='*', default=list(LEAVES_TOGETHER), choices=LEAVES_TOGETHER)
-    numbers = {'epochs': 4, 'per-class': 200, 'fields': 40, 'workers': os.cpu_count()}
+    parser.add_argument('--rows', nargs='*', default=list(USUAL_ROWS), choices=(*ROWS, 'all'))
+    numbers = {'epochs': 4, 'per-class': 200, 'size': 128, 'fields': 40, 'workers': os.cpu_count()}
     for name, default in numbers.items():
         parser.add_argument(f'--{name}', type=int, default=default)
     parser.add_argument('--write', action='store_true', help='write cblc/assets/left_out.csv')
@@ -171,17 +242,20 @@ def parse_arguments():
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.epochs, arguments.per_class, arguments.fields = 1, 12, 6
+    if 'all' in arguments.rows:
+        arguments.rows = list(ROWS)
+    if 'recipe' not in arguments.rows:
+        parser.error("--rows: name 'recipe' too, which the others are compared with")
     arguments.work = arguments.work or tempfile.mkdtemp()
     return arguments
 
 
-def write_left_out(results):
+def write_left_out(scores):
     "Write what left-out laboratories taught, where `cblc.trust.domain` reads it"
     path = Path(__file__).resolve().parents[1]/'cblc'/'assets'/'left_out.csv'
-    keys = ('n', 'guessed', 'accuracy')
     rows = [
-        dict(laboratory=center) | {key: peers['recipe'][key] for key in keys}
-        for center, peers in results.items()
+        dict(laboratory=center) | {key: found[key] for key in ('n', 'guessed', 'accuracy')}
+        for (center, use), found in scores.items() if use == 'recipe'
     ]
     pd.DataFrame(rows).to_csv(path, index=False)
     print(f'wrote {path.name}: {len(rows)} laboratories')
@@ -191,18 +265,19 @@ def main():
     "Leave out each group in turn and print the table"
     arguments = parse_arguments()
     cut, whole = read_all(arguments)
-    results = {}
+    scores, draws = {}, {}
     for group in arguments.laboratories:
-        results |= leave_out(group, cut, whole, arguments)
-    figures = {
-        center: {
-            key if peer == 'recipe' else f'plain_{key}': scores[key]
-            for peer, scores in peers.items() for key in ('balanced_accuracy', 'cblc_weighted_f1')
-        } for center, peers in results.items()
-    }
-    print(pd.DataFrame(figures).T.to_string())
+        own_scores, own_draws = leave_out(group, cut, whole, arguments)
+        scores, draws = scores | own_scores, draws | own_draws
+    figures = {}
+    for (center, use), found in scores.items():
+        start = '' if use == 'recipe' else use.replace(', ', ' ').replace(' ', '_') + '_'
+        for key in ('balanced_accuracy', 'cblc_weighted_f1'):
+            figures.setdefault(center, {})[start + key] = found[key]
+    print(pd.DataFrame(figures).to_string())
+    print(differences(scores, draws).to_string(index=False))
     if arguments.write:
-        write_left_out(results)
+        write_left_out(scores)
     print(json.dumps(figures))
 
 
