@@ -11,12 +11,13 @@ which never teach) leave together. Beside it stands what a user would write in a
 from the same ImageNet weights, fine-tuned on the whole pictures of the same laboratories, for the same
 epochs.
 
---rows all asks what each idea of the recipe is worth in a laboratory left out, a training each: without
-augmentation of colors, or of optics; with every laboratory's colors brought to those of one teacher
-(Reinhard's method, drawn cells field by field); with the measured appearance having half of the say.
-`recipe, adapted` is the recipe's own network with its normalization measured anew on the cells of the
-laboratory left out, without their labels. The differences from the recipe are of the same cells, and so are
-their intervals.
+--rows all asks what each idea of the recipe is worth in a laboratory left out. Of the recipe's own network:
+`network alone`, without the numbers of a pretrained network (`cblc.learn.pretrained_appearance`), and
+`network alone, adapted`, its normalization measured anew on the cells left out, without their labels. With a
+training each, and all without those numbers: no augmentation of colors, or of optics; every laboratory's
+colors brought to those of one teacher (Reinhard's method, drawn cells field by field); the measured
+appearance with half of the say. Differences are from `network alone`, of the same cells, and so are their
+intervals.
 
 Of each laboratory: balanced accuracy over the words of its experts (a cell is right where its category is
 one that the word allows; artefacts are judged apart), and the weighted F1 of CBLC where the word decides
@@ -32,6 +33,7 @@ import json
 import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -48,7 +50,7 @@ ROWS = {  # name: how its cells are cut, and the settings that differ from the r
     'measured appearance': ('cut', dict(appearance=.5)),
 }
 USUAL_ROWS = ('recipe', 'plain')
-ADAPTED = 'recipe, adapted'  # the recipe's network once more
+ALONE, ADAPTED = 'network alone', 'network alone, adapted'  # the recipe's network, used otherwise
 MEASURED_CROPS = 200         # of a laboratory, by which its stain is measured
 LEAVES_TOGETHER = {
     'bm_munich': ('bm_munich', 'bm_matek'),
@@ -123,10 +125,10 @@ def train(cells, row, arguments):
     from cblc.classifier import fit_classifier
     from cblc.data import VOCABULARY
     from cblc.learn.settings import fit_settings
-    made, plain = recipe(), row == 'plain'
+    made, plain, shown = recipe(), row == 'plain', cells
     if not plain:
-        cells = made.marrow_in_front(made.in_collages(made.in_real_colors(cells), arguments.per_class//4))
-    parts = {part: cells.take((cells.table.part == part).to_numpy()) for part in ('train', 'valid')}
+        shown = made.marrow_in_front(made.in_collages(made.in_real_colors(cells), arguments.per_class//4))
+    parts = {part: shown.take((shown.table.part == part).to_numpy()) for part in ('train', 'valid')}
     shared = dict(epochs=arguments.epochs, threads=arguments.workers, size=arguments.size)
     settings = fit_settings(**made.SETTINGS | shared | ROWS[row][1])
     if plain:
@@ -135,7 +137,9 @@ def train(cells, row, arguments):
     stages = {
         part: (own.crops, own.table.code.tolist(), own.table.group.tolist()) for part, own in parts.items()
     }
-    return fit_classifier(*stages['train'], settings=settings, vocabulary=VOCABULARY, valid=stages['valid'])
+    classifier = fit_classifier(
+        *stages['train'], settings=settings, vocabulary=VOCABULARY, valid=stages['valid'])
+    return made.with_numbers(classifier, cells, arguments.workers) if row == 'recipe' else classifier
 
 
 def named_cells(classifier, cells):
@@ -184,7 +188,9 @@ def uses_of(row, classifier, crops):
     "Name the ways in which a trained classifier is used on the crops of a laboratory left out"
     yield row, classifier
     if row == 'recipe':
-        yield ADAPTED, classifier.adapted(crops, 1.)
+        alone = replace(classifier, appearance_weight=0.)
+        yield ALONE, alone
+        yield ADAPTED, alone.adapted(crops, 1.)
 
 
 def leave_out(group, cut, whole, arguments):
@@ -210,18 +216,18 @@ def leave_out(group, cut, whole, arguments):
 
 
 def differences(scores, draws):
-    "Compare each row with the recipe, over the same cells of all laboratories: means and 95 % intervals"
+    "Compare each row with the network alone, over the same cells of all laboratories: means and intervals"
     names = ('balanced_accuracy', 'cblc_weighted_f1')
     centers = sorted({center for center, _ in scores})
     rows = []
     for use in dict.fromkeys(use for _, use in scores):
         row = dict(row=use)
         for k, name in enumerate(names):
-            row[name] = round(float(np.mean([scores[center, use][name] for center in centers])), 3)
-            apart = [draws[center, use][:, k] - draws[center, 'recipe'][:, k] for center in centers]
+            means = [np.mean([scores[center, one][name] for center in centers]) for one in (use, ALONE)]
+            row[name] = round(float(means[0]), 3)
+            apart = [draws[center, use][:, k] - draws[center, ALONE][:, k] for center in centers]
             low, high = np.quantile(np.mean(apart, 0), (.025, .975))
-            mean = row[name] - np.mean([scores[center, 'recipe'][name] for center in centers])
-            row[f'{name}_less_recipe'] = f'{mean:+.3f} ({low:+.3f} to {high:+.3f})'
+            row[f'{name}, difference'] = f'{means[0] - means[1]:+.3f} ({low:+.3f} to {high:+.3f})'
         rows.append(row)
     return pd.DataFrame(rows)
 

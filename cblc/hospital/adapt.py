@@ -252,7 +252,7 @@ def _adapted(ground, features, allowed, folds):
         start=f'the weights of the bundle {ground.start.bundle.id}',
         **({} if keeps else dict(appearance_weight=0., appearance=None, joint_temperature=1.)))
     note = f'the last layer was moved toward them, by a prior of strength {strength:g}; the rest is the start'
-    lost = 'the measured appearance of the start has no say, since it does not know the new leaves'
+    lost = 'the appearance of the start has no say, since it does not know the new leaves'
     notes = [note, *[lost]*bool(ground.start.appearance_weight and not keeps)]
     return classifier, logits, left_out_recall(*own, strength), notes
 

@@ -39,9 +39,12 @@ class StageMeans(nn.Module):
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
 
-    def _maps(self, pixels):
+    def maps(
+        self,
+        crops,  # n x 3 x S x S, 0-255
+    ) -> list:  # of each stage that is not left out: n x maps x side x side
         "Run the stages: timm tells those of every model, but of EfficientNet's family not all"
-        body = self.body
+        body, pixels = self.body, (crops - self.mean)/self.std
         if not hasattr(body, 'conv_stem'):
             return body.forward_intermediates(pixels, intermediates_only=True)[self.skipped:]
         pixels, maps = body.bn1(body.conv_stem(pixels)), []
@@ -55,7 +58,7 @@ class StageMeans(nn.Module):
         crops,  # n x 3 x S x S, 0-255
     ):          # n x numbers
         "Describe crops"
-        return torch.cat([maps.mean((2, 3)) for maps in self._maps((crops - self.mean)/self.std)], 1)
+        return torch.cat([maps.mean((2, 3)) for maps in self.maps(crops)], 1)
 
 # %% ../../nbs/learn/15_features.ipynb #70a5b1c2
 MOST_VIEWS = 8  # flips and quarter turns

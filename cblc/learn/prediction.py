@@ -15,7 +15,7 @@ from ..core.bundle import read_bundle, shipped
 from ..core.engine import open_engine, run_batches
 from ..core.errors import InputError
 from ..data import VOCABULARY, Vocabulary
-from .appearance import Appearance
+from .appearance import read_appearance
 from .leaves import Leaves, leaf_table, make_leaves, to_probabilities
 
 # %% ../../nbs/learn/17_prediction.ipynb #bf49fc76
@@ -49,7 +49,7 @@ class Classifier:
     views: int = 1            # flips and turns that are averaged over, 1-8
     adapt_bn: float = 0.      # strength of the adaptation to the crops at hand, where it is asked for
     appearance_weight: float = 0.  # share of the appearance in the probabilities
-    appearance: Appearance = None  # of the same leaves; None where it has no weight
+    appearance: object = None  # see `cblc.learn.appearance`, of the same leaves; None where it has no weight
     joint_temperature: float = 1.  # of network and appearance together
     vocabulary: Vocabulary = None  # of its labels; None: they are free names
     net: object = None        # the torch module, after training only
@@ -90,9 +90,12 @@ class Classifier:
     def appearance_probabilities(
         self,
         crops,           # as of `logits`
+        threads=None,    # as of `logits`
     ) -> np.ndarray:     # n x leaves; 0 where the appearance has no weight
         "Tell what the cells' appearance alone makes of them"
-        return self.appearance.probabilities(as_crops(crops, self.size)) if self.appearance_weight else 0.
+        if not self.appearance_weight:
+            return 0.
+        return self.appearance.probabilities(as_crops(crops, self.size), threads)
 
     def combine(
         self,
@@ -102,9 +105,9 @@ class Classifier:
         "Combine two opinions by weight, and calibrate them together"
         if not self.appearance_weight:
             return of_network
-        mean = (1 - self.appearance_weight)*of_network + self.appearance_weight*of_appearance
+        pooled = self.appearance.pooled(of_network, of_appearance, self.appearance_weight)
         with np.errstate(divide='ignore'):
-            return to_probabilities(np.log(mean), self.joint_temperature)
+            return to_probabilities(np.log(pooled), self.joint_temperature)
 
     def probabilities(
         self,
@@ -115,7 +118,8 @@ class Classifier:
         if not len(crops):
             return np.zeros((0, len(self.leaves.names)))
         of_network = to_probabilities(self.logits(crops, **options), self.temperature)
-        return self.combine(of_network, self.appearance_probabilities(crops))
+        of_appearance = self.appearance_probabilities(crops, options.get('threads'))
+        return self.combine(of_network, of_appearance)
 
     def predict(
         self,
@@ -195,7 +199,7 @@ def load_classifier(
         _check_leaves(bundle, leaves, vocabulary)
     weight, appearance = settings.get('look', 0.), None
     if weight:
-        appearance = Appearance.from_bytes(bundle.file('appearance.safetensors').read_bytes())
+        appearance = read_appearance(bundle, backend, threads, precision)
     engine = open_engine(bundle.file('model.onnx'), backend, threads, precision, streams=None)
     return Classifier(
         leaves, meta['input']['size'], engine, meta['temperature'],
