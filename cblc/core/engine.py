@@ -9,6 +9,7 @@ __all__ = ['cores', 'batches', 'progress_bar', 'Engine', 'open_engine', 'in_thre
 import math
 import os
 import sys
+import tempfile
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -247,8 +248,16 @@ def _checked_threads(threads):
 _MOST_STREAMS = 4   # each keeps the numbers of a picture on its way through the network
 
 
+def _open_bytes(graph, *options):
+    "Open a graph that is in memory"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder)/'graph.onnx'
+        path.write_bytes(graph)
+        return open_engine(path, *options)
+
+
 def open_engine(
-    network,                 # path of an ONNX graph with one input, or a torch module
+    network,                 # path of an ONNX graph with one input, its bytes, or a torch module
     backend: str = 'auto',   # 'openvino', 'onnxruntime', 'torch' (a module), or 'auto': the first that works
     threads: int = None,     # None: all `cores()`
     precision: str = 'f32',  # 'bf16': faster and a little different where OpenVINO and the processor can
@@ -262,9 +271,11 @@ def open_engine(
         raise InputError(f'backend={backend!r}', f"give 'auto', {', '.join(map(repr, _OPENERS))} or 'torch'")
     if callable(network) and hasattr(network, 'eval') and backend in ('auto', 'torch'):
         return _open_torch(network, threads)
-    if backend == 'torch' or not isinstance(network, (str, os.PathLike)):
-        wanted = 'a torch module' if backend == 'torch' else 'the path of an ONNX file'
+    if backend == 'torch' or not isinstance(network, (str, os.PathLike, bytes)):
+        wanted = 'a torch module' if backend == 'torch' else 'the path of an ONNX file, or its bytes'
         raise InputError(f'backend={backend!r} needs {wanted}', where=network)
+    if isinstance(network, bytes):
+        return _open_bytes(network, backend, threads, precision, streams)
     _check_graph(Path(network))
     streams = min(threads, _MOST_STREAMS if streams is None else streams)
     backends = _OPENERS if backend == 'auto' else [backend]

@@ -8,9 +8,7 @@ __all__ = ['RINGS', 'MEASURED_FILE', 'PRETRAINED_FILE', 'cell_features', 'Normal
 
 # %% ../../nbs/learn/01_appearance.ipynb #c002
 import numpy as np
-import tempfile
 from dataclasses import dataclass, fields
-from pathlib import Path
 from ..cells.crops import STANDARD
 from ..core.engine import batches, open_engine, run_batches
 from .leaves import fit_temperature, to_probabilities
@@ -245,14 +243,6 @@ class Appearance:
         return cls(normals, arrays['seen'] > 0, float(arrays['temperature'][0]))
 
 # %% ../../nbs/learn/01_appearance.ipynb #pa29
-def _opened(graph, backend, threads, precision):
-    "Open a graph that is in memory"
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-        path = Path(place)/PRETRAINED_FILE
-        path.write_bytes(graph)
-        return open_engine(path, backend, threads, precision, streams=None)
-
-
 class PretrainedAppearance:
     "What the numbers of a network that was never trained on cells tell of a cell's class"
 
@@ -263,7 +253,8 @@ class PretrainedAppearance:
         threads=None,     # of the processor; None: all
         precision='f32',  # or 'bf16'
     ):
-        self.graph, self.engine = graph, _opened(graph, backend, threads, precision)
+        self.graph = graph
+        self.engine = open_engine(graph, backend, threads, precision, streams=None)
 
     def probabilities(
         self,

@@ -8,7 +8,6 @@ __all__ = ['MOST_VIEWS', 'StageMeans', 'FeatureNet', 'feature_net']
 # %% ../../nbs/learn/15_features.ipynb #82a0dadc
 import hashlib
 import io
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,14 +71,6 @@ def _shown(batch, way):
     return np.ascontiguousarray(np.flip(batch, [axis for axis, bit in ((2, 1), (3, 2)) if way & bit]))
 
 
-def _open_graph(graph, threads):
-    "Open an ONNX graph that is in memory"
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-        path = Path(place)/'features.onnx'
-        path.write_bytes(graph)
-        return open_engine(path, threads=threads)
-
-
 @dataclass(frozen=True, eq=False)
 class FeatureNet:
     "A network that describes crops by numbers"
@@ -93,7 +84,7 @@ class FeatureNet:
     def __post_init__(self):
         if self.views not in range(1, MOST_VIEWS + 1):
             raise InputError(f'views={self.views!r} is not possible', f'give 1 to {MOST_VIEWS}')
-        object.__setattr__(self, 'engine', _open_graph(self.graph, self.threads))
+        object.__setattr__(self, 'engine', open_engine(self.graph, threads=self.threads))
 
     def __repr__(self):
         return f'FeatureNet({self.size} px, {self.views} views, {self.start})'
