@@ -121,7 +121,7 @@ def _fit_one(stages, valid, leaves, settings, start, out, cbs):
 # %% ../nbs/03_classifier.ipynb #8f840fe6
 def with_pretrained_appearance(
     clf: Classifier,  # trained, of one network or several
-    cells: tuple,     # crops and labels to learn from; those whose label says next to nothing are better left out
+    cells: tuple,     # crops and labels to learn from; a label that says next to nothing is better left out
     valid: tuple,     # crops and labels of others, to calibrate by
     weight=.3,        # of the appearance's say, 0-1
     **network,        # `arch`, `pretrained` and `threads` of `fit_pretrained_appearance`
@@ -295,8 +295,7 @@ def save_classifier(
     meta |= {key: value for key, value in dict(licence=licence, created=created).items() if value}
     files = {'model.onnx': export_onnx(net, clf.size)} | (pages or {})
     if clf.appearance_weight:
-        name_on_disk, content = clf.appearance.file
-        files[name_on_disk] = content
+        files |= dict([clf.appearance.file])
     path = write_bundle(folder, meta, net_arrays(net) if weights else None, files)
     for run in clf.runs:
         (Path(run)/Checkpoint.FILE).unlink(missing_ok=True)

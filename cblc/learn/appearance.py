@@ -10,7 +10,7 @@ __all__ = ['RINGS', 'MEASURED_FILE', 'PRETRAINED_FILE', 'cell_features', 'Normal
 import numpy as np
 from dataclasses import dataclass, fields
 from ..cells.crops import STANDARD
-from ..core.engine import batches, open_engine, run_batches
+from ..core.engine import batches, open_graph, run_batches
 from .leaves import fit_temperature, to_probabilities
 from safetensors.numpy import load, save
 from scipy.ndimage import uniform_filter
@@ -254,7 +254,8 @@ class PretrainedAppearance:
         precision='f32',  # or 'bf16'
     ):
         self.graph = graph
-        self.engine = open_engine(graph, backend, threads, precision, streams=None)
+        self.engine = open_graph(
+            graph, backend=backend, threads=threads, precision=precision, streams=None)
 
     def probabilities(
         self,

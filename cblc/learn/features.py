@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 from ..cells.singles import as_crops
-from ..core.engine import open_engine, run_batches
+from ..core.engine import open_graph, run_batches
 from ..core.errors import InputError
 from ..core.run import fingerprint, write_whole
 from .export import export_onnx, half_rounded
@@ -84,7 +84,7 @@ class FeatureNet:
     def __post_init__(self):
         if self.views not in range(1, MOST_VIEWS + 1):
             raise InputError(f'views={self.views!r} is not possible', f'give 1 to {MOST_VIEWS}')
-        object.__setattr__(self, 'engine', open_engine(self.graph, threads=self.threads))
+        object.__setattr__(self, 'engine', open_graph(self.graph, threads=self.threads))
 
     def __repr__(self):
         return f'FeatureNet({self.size} px, {self.views} views, {self.start})'
