@@ -51,7 +51,6 @@ cells.
 The last line is JSON.
 """
 import argparse
-import hashlib
 import json
 import tempfile
 from functools import partial
@@ -103,7 +102,7 @@ def described(work, name, quick, classifier, net):
     made, most = recipe(), 30 if quick else MOST.get(name, 10**6)
     cells = made.kept(work, name, partial(made.real_cells, name, most))
     table = cells.table.rename(columns=dict(set='laboratory'))[['code', 'part', 'laboratory', 'group']]
-    bundle = hashlib.sha256(classifier.bundle.file('model.onnx').read_bytes()).hexdigest()[:12]
+    bundle = classifier.bundle.id.rpartition(' ')[2]  # of all its files
     return table.assign(set=name), dict(
         shipped=kept_array(
             work, f'{name}_{bundle}', lambda: classifier.probabilities(cells.crops, progress=False)),
