@@ -389,7 +389,7 @@ def parse_arguments():
         parser.error('--epochs 0: name the bundle whose network is taken, with --start')
     arguments.work = arguments.work or tempfile.mkdtemp()
     if arguments.quick:
-        arguments.epochs, arguments.fields = 1, 12
+        arguments.epochs, arguments.fields = min(arguments.epochs, 1), 12
     return arguments
 
 
